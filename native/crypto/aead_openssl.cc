@@ -1,0 +1,143 @@
+#include "crypto/aead_openssl.h"
+
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+
+namespace securefabric::crypto {
+namespace {
+
+using base::Bytes;
+using base::MutableBytes;
+
+constexpr size_t kOpensslKeyBytes = 32;    // of both suites
+constexpr size_t kOpensslNonceBytes = 12;  // of both suites
+
+using Context = std::unique_ptr<EVP_CIPHER_CTX, decltype(&EVP_CIPHER_CTX_free)>;
+
+// Everything that costs (fetch, allocation, key expansion) happens once per key; a packet sets the
+// nonce and moves bytes. OpenSSL wipes its context, expanded keys included, when it is freed.
+class OpensslKey final : public AeadKey {
+ public:
+  OpensslKey(const EVP_CIPHER* cipher, Bytes key)
+      : context_(EVP_CIPHER_CTX_new(), &EVP_CIPHER_CTX_free) {
+    SF_CHECK(context_ != nullptr);
+    SF_CHECK(EVP_CipherInit_ex2(context_.get(), cipher, key.data(), nullptr, 1, nullptr) == 1);
+  }
+
+  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
+    start(nonce, aad, 1);
+    size_t written = 0;
+    for (const Bytes part : parts) {
+      SF_CHECK(part.size() + kAuthTagBytes <= out.size() - written);
+      update(out.data() + written, part);
+      written += part.size();
+    }
+    SF_CHECK(written + kAuthTagBytes == out.size());
+    int unused = 0;
+    uint8_t* const tag = out.data() + written;
+    SF_CHECK(EVP_CipherFinal_ex(context_.get(), tag, &unused) == 1 && unused == 0);
+    SF_CHECK(EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG, kAuthTagBytes, tag) == 1);
+  }
+
+  bool open(Bytes nonce, Bytes aad, Bytes sealed, MutableBytes out) override {
+    SF_CHECK(sealed.size() >= kAuthTagBytes && out.size() == sealed.size() - kAuthTagBytes);
+    const Bytes tag = sealed.last(kAuthTagBytes);
+    start(nonce, aad, 0);
+    // OpenSSL only reads the tag; its interface predates const.
+    SF_CHECK(EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_SET_TAG, kAuthTagBytes,
+                                 const_cast<uint8_t*>(tag.data())) == 1);
+    update(out.data(), sealed.first(out.size()));
+    uint8_t nothing_more = 0;
+    int unused = 0;
+    if (EVP_CipherFinal_ex(context_.get(), &nothing_more, &unused) == 1) return true;
+    if (!out.empty()) OPENSSL_cleanse(out.data(), out.size());
+    ERR_clear_error();
+    return false;
+  }
+
+ private:
+  void start(Bytes nonce, Bytes aad, int enc) {
+    SF_CHECK(nonce.size() == kOpensslNonceBytes);
+    SF_CHECK(EVP_CipherInit_ex2(context_.get(), nullptr, nullptr, nonce.data(), enc, nullptr) == 1);
+    if (!aad.empty()) update(nullptr, aad);
+  }
+
+  // `out` null: the bytes are authenticated only. Both AEADs are stream ciphers here, so as many
+  // bytes come out as go in, wherever the message is cut.
+  void update(uint8_t* out, Bytes in) {
+    if (in.empty()) return;
+    SF_CHECK(in.size() <= static_cast<size_t>(std::numeric_limits<int>::max()));
+    int moved = 0;
+    const int length = static_cast<int>(in.size());
+    SF_CHECK(EVP_CipherUpdate(context_.get(), out, &moved, in.data(), length) == 1);
+    SF_CHECK(moved == length);
+  }
+
+  Context context_;  // holds the expanded key for ever, and the nonce of the packet in work
+};
+
+// What sets one suite apart from the other.
+struct OpensslSuite {
+  Suite suite;                   // as in aead.h
+  const char* openssl_name;      // for EVP_CIPHER_fetch
+  unsigned generation_bits_max;  // see AeadProvider
+  unsigned forgery_bits_max;     // see AeadProvider
+};
+
+// RFC 9001 §6.6 and appendix B.1: 2^23 packets of up to 64 KiB per key keep an attacker's advantage
+// below 2^-57; half of that leaves room for what the headers add.
+constexpr OpensslSuite kGcm = {Suite::kAes256Gcm, "AES-256-GCM", 22, 52};
+// RFC 9001 §6.6: the confidentiality limit is above 2^62 packets and can be disregarded. The bound
+// is only there so that the generations never stop.
+constexpr OpensslSuite kChaCha = {Suite::kChaCha20Poly1305, "ChaCha20-Poly1305", 32, 36};
+
+class OpensslProvider final : public AeadProvider {
+ public:
+  explicit OpensslProvider(const OpensslSuite& facts)
+      : facts_(facts), cipher_(EVP_CIPHER_fetch(nullptr, facts.openssl_name, nullptr)) {
+    SF_CHECK_MSG(cipher_ != nullptr, facts.openssl_name);
+    SF_CHECK(EVP_CIPHER_get_key_length(cipher_) == static_cast<int>(kOpensslKeyBytes));
+    SF_CHECK(EVP_CIPHER_get_iv_length(cipher_) == static_cast<int>(kOpensslNonceBytes));
+  }
+
+  Suite suite() const override { return facts_.suite; }
+  const char* name() const override { return "openssl"; }
+  size_t key_bytes() const override { return kOpensslKeyBytes; }
+  size_t nonce_bytes() const override { return kOpensslNonceBytes; }
+  unsigned generation_bits_max() const override { return facts_.generation_bits_max; }
+  unsigned forgery_bits_max() const override { return facts_.forgery_bits_max; }
+  std::unique_ptr<AeadKey> make_key(Bytes key) const override {
+    SF_CHECK_MSG(key.size() == kOpensslKeyBytes, std::to_string(key.size()));
+    return std::make_unique<OpensslKey>(cipher_, key);
+  }
+
+ private:
+  const OpensslSuite facts_;  // constants of the suite
+  EVP_CIPHER* const cipher_;  // fetched once; never freed, as providers live for ever
+};
+
+}  // namespace
+
+const AeadProvider* openssl_provider(Suite suite) {
+  switch (suite) {
+    case Suite::kAes256Gcm: {
+      static const OpensslProvider* const provider = new OpensslProvider(kGcm);
+      return provider;
+    }
+    case Suite::kChaCha20Poly1305: {
+      static const OpensslProvider* const provider = new OpensslProvider(kChaCha);
+      return provider;
+    }
+    case Suite::kAegis256x2: return nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace securefabric::crypto
