@@ -1,0 +1,63 @@
+#include "transport/ack_tracker.h"
+
+#include <algorithm>
+
+namespace securefabric::transport {
+
+using base::Instant;
+
+void AckTracker::on_packet(const Arrival& arrival, Instant now) {
+  // A gap that appears, and one that is filled: the sender is about to call something lost.
+  const bool is_out_of_order = arrival.number != (has_any_ ? largest_ + 1 : 0);
+  if (!has_any_ || arrival.number > largest_) {
+    largest_ = arrival.number;
+    largest_at_ = now;
+  }
+  has_any_ = true;
+  if (arrival.is_marked_ce) ++ce_count_;
+  if (!arrival.is_ack_eliciting) return;
+  has_news_ = true;
+  smallest_unreported_ =
+      unreported_packets_ == 0 ? arrival.number : std::min(smallest_unreported_, arrival.number);
+  ++unreported_packets_;
+  unreported_bytes_ += arrival.bytes;
+  const bool at_once = arrival.wants_ack_now || is_out_of_order || arrival.is_marked_ce ||
+                       unreported_bytes_ >= kAckEveryBytes ||
+                       unreported_packets_ >= kAckEveryPackets;
+  deadline_ = base::earlier(deadline_, at_once ? now : now + kAckDelayMax);
+}
+
+// What arrived of the `reach` numbers below the largest, 64 at a time.
+void AckTracker::fill_bitmap(const crypto::ReplayWindow& window, uint64_t reach,
+                             std::vector<uint8_t>& bitmap) const {
+  const uint64_t bytes = std::min<uint64_t>((reach + 7) / 8, wire::AckFrame::kBitmapBytesMax);
+  bitmap.assign(bytes, 0);
+  for (uint64_t done = 0; done < bytes && done * 8 < largest_; done += 8) {
+    const uint64_t word = window.contained_below(largest_ - done * 8);
+    for (uint64_t i = 0; i < std::min<uint64_t>(8, bytes - done); ++i) {
+      bitmap[done + i] = static_cast<uint8_t>(word >> (8 * i));
+    }
+  }
+}
+
+wire::AckFrame AckTracker::make_ack(base::PathId path, const crypto::ReplayWindow& window,
+                                    Instant now, std::vector<uint8_t>& bitmap) {
+  wire::AckFrame ack;
+  ack.path = path;
+  ack.largest = largest_;
+  ack.delay_us = static_cast<uint32_t>(std::min<int64_t>((now - largest_at_).micros(), UINT32_MAX));
+  ack.ce_count = ce_count_;
+  if (unreported_packets_ > 0) {
+    std::rotate(reported_.begin(), reported_.begin() + 1, reported_.end());
+    reported_.back() = smallest_unreported_;
+  }
+  fill_bitmap(window, largest_ - *std::min_element(reported_.begin(), reported_.end()), bitmap);
+  ack.bitmap = bitmap;
+  unreported_bytes_ = 0;
+  unreported_packets_ = 0;
+  has_news_ = false;
+  deadline_ = Instant::never();
+  return ack;
+}
+
+}  // namespace securefabric::transport

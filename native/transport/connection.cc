@@ -1,0 +1,281 @@
+#include "transport/connection.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "crypto/key_schedule.h"
+
+namespace securefabric::transport {
+
+using base::Duration;
+using base::Error;
+using base::ErrorCode;
+using base::Instant;
+using base::PathId;
+using base::Status;
+
+Connection::Connection(Shared shared, base::Rank peer, Instant now)
+    : shared_(shared),
+      peer_(peer),
+      receives_(peer, shared.matcher, shared.traffic),
+      last_heard_at_(now),
+      last_sent_at_(now) {}
+
+Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
+                           const crypto::KeyPair& key_pair, Instant now) {
+  if (state_ != ConnectionState::kResolving) return base::ok_status();
+  const EndpointConfig& config = shared_.config;
+  peer_info_ = peer;
+  if (peer.addresses.empty() || peer.addresses.size() > kSocketsMax ||
+      peer.datagram_bytes_max < kDatagramBytesMin) {
+    report_failure(ErrorCode::kConfig,
+                   "has published an unusable entry: it names no address, too "
+                   "many, or datagrams that are too small");
+    return *error_;
+  }
+  auto link =
+      crypto::derive_link_secret(key_pair, peer.public_key, own_entry, peer.entry,
+                                 /*own_is_low=*/config.rank < peer_, config.job_secret.view());
+  if (!link) {
+    report_failure(ErrorCode::kAuth, link.error().message);
+    return link.error();
+  }
+  const base::Bytes secret = link.value().view();
+  constexpr uint32_t kFirstEpoch = 0;
+  send_secret_ = crypto::derive_direction_secret(secret, config.rank, peer_, kFirstEpoch);
+  receive_secret_ = crypto::derive_direction_secret(secret, peer_, config.rank, kFirstEpoch);
+  peer_spi_ = base::Spi{peer.spi_base.value + config.rank.value};
+  datagram_bytes_ = std::min(config.datagram_bytes_max, peer.datagram_bytes_max);
+  state_ = ConnectionState::kConfirming;
+  open_sending_paths(now);
+  return base::ok_status();
+}
+
+// The pairs are enumerated from the lower rank's side, so that both ends use the same ones and each
+// path has its way back: (low i, high i + d) for d = 0, 1, ...
+void Connection::open_sending_paths(Instant now) {
+  const EndpointConfig& config = shared_.config;
+  const bool own_is_low = config.rank < peer_;
+  const size_t own_count = config.socket_count;
+  const size_t peer_count = peer_info_.addresses.size();
+  const size_t low_count = own_is_low ? own_count : peer_count;
+  const size_t high_count = own_is_low ? peer_count : own_count;
+  for (size_t distance = 0; distance < high_count; ++distance) {
+    for (size_t low = 0; low < low_count; ++low) {
+      if (sending_.size() == config.paths_per_peer) return;
+      const size_t high = (low + distance) % high_count;
+      const size_t own = own_is_low ? low : high;
+      const size_t other = own_is_low ? high : low;
+      const PathId id =
+          PathId::from_sockets(static_cast<uint8_t>(own), static_cast<uint8_t>(other));
+      crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(send_secret_->view(), id),
+                                id, config.generation_bits);
+      sending_.push_back(
+          std::make_unique<SendingPath>(id, peer_info_.addresses[other], std::move(sealer)));
+      sending_.back()->next_challenge_at = now;
+      sending_.back()->challenge_interval = kProbeIntervalMin;
+    }
+  }
+}
+
+ReceivingPath* Connection::receiving_path(PathId id) {
+  if (const auto at = receiving_.find(id); at != receiving_.end()) return at->second.get();
+  // The caller has checked the receiver's socket; this bounds what a stranger can make us allocate.
+  if (id.sender_socket() >= peer_info_.addresses.size()) return nullptr;
+  crypto::PathOpener opener(*shared_.config.aead,
+                            crypto::derive_path_secret(receive_secret_->view(), id), id,
+                            shared_.config.generation_bits);
+  auto path = std::make_unique<ReceivingPath>(id, std::move(opener));
+  return (receiving_[id] = std::move(path)).get();
+}
+
+SendingPath* Connection::sending_path(PathId id) {
+  for (const auto& path : sending_) {
+    if (path->id == id) return path.get();
+  }
+  return nullptr;
+}
+
+void Connection::require(Instant now) {
+  if (required_at_.is_never()) required_at_ = now;
+}
+
+void Connection::fail(Error error) {
+  if (!is_usable()) return;
+  state_ = ConnectionState::kFailed;
+  sends_.clear();
+  receives_.clear();
+  control_.clear();
+  error_ = error;
+  shared_.events.push_back(PeerFailed{peer_, std::move(error)});
+}
+
+void Connection::report_failure(ErrorCode code, const std::string& what) {
+  fail(Error{code, describe() + " " + what});
+}
+
+std::string Connection::describe() const {
+  std::string text = "rank " + std::to_string(peer_.value);
+  if (!peer_info_.addresses.empty()) text += " (" + peer_info_.addresses.front().to_text() + ")";
+  return text;
+}
+
+namespace {
+
+std::string in_seconds(Duration duration) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f s", duration.seconds());
+  return text;
+}
+
+}  // namespace
+
+std::string Connection::join_failure(Instant now) const {
+  const std::string waited = in_seconds(now - required_at_);
+  if (state_ == ConnectionState::kResolving) {
+    return "did not join: it has published no roster entry for " + waited +
+           ". Check that this rank was started, that it has not failed, and that it uses the same "
+           "rendezvous (MASTER_ADDR, MASTER_PORT) and backend";
+  }
+  const bool was_heard = std::any_of(receiving_.begin(), receiving_.end(), [](const auto& path) {
+    return path.second->opener.auth_failures() > 0;
+  });
+  if (was_heard) {
+    return "did not join: packets arrive from it, but none of them verifies (waited " + waited +
+           "). Most likely it was started with another job key, or its roster entry is left over "
+           "from an earlier run; give every rank the same key file and restart the job";
+  }
+  return "did not join: its roster entry is valid but it answered on none of " +
+         std::to_string(sending_.size()) + " paths for " + waited +
+         ". Most likely a firewall drops UDP between the hosts, or the entry is left over from an "
+         "earlier run; choose the network with SECUREFABRIC_SOCKET_IFNAME";
+}
+
+void Connection::check_liveness(Instant now) {
+  const EndpointConfig& config = shared_.config;
+  if (state_ == ConnectionState::kOpen) {
+    const Duration silence = now - last_heard_at_;
+    if (silence >= config.death_timeout) {
+      report_failure(ErrorCode::kPeerLost, "is lost: nothing was heard from it for " +
+                                               in_seconds(silence) +
+                                               " (its process died or its host is unreachable)");
+      return;
+    }
+    if (now - last_sent_at_ >= config.heartbeat) {
+      last_sent_at_ = now;
+      for (const auto& path : sending_) {
+        if (path->state == PathState::kActive) path->wants_ping = true;
+      }
+    }
+    return;
+  }
+  if (!required_at_.is_never() && now - required_at_ >= config.join_timeout) {
+    report_failure(ErrorCode::kPeerLost, join_failure(now));
+  }
+}
+
+void Connection::handle_timeout(Instant now) {
+  if (!is_usable()) return;
+  for (const auto& path : sending_) {
+    settled_.clear();
+    path->sent.detect_lost(now, path->rtt.loss_delay(), settled_);
+    settle(*path, settled_, now);
+    if (path->pto_deadline() <= now) on_probe_timeout(*path, now);
+  }
+  check_liveness(now);
+}
+
+Instant Connection::deadline(Instant now) const {
+  if (!is_usable()) return Instant::never();
+  Instant earliest = Instant::never();
+  for (const auto& path : sending_) {
+    earliest = base::earlier(earliest, path->pto_deadline());
+    earliest = base::earlier(earliest, path->sent.loss_time(path->rtt.loss_delay()));
+    earliest = base::earlier(earliest, path->next_challenge_at);
+  }
+  for (const auto& [id, path] : receiving_) {
+    earliest = base::earlier(earliest, path->acks.deadline());
+  }
+  const EndpointConfig& config = shared_.config;
+  if (state_ == ConnectionState::kOpen) {
+    earliest = base::earlier(earliest, last_sent_at_ + config.heartbeat);
+    earliest = base::earlier(earliest, last_heard_at_ + config.death_timeout);
+  } else if (!required_at_.is_never()) {
+    earliest = base::earlier(earliest, required_at_ + config.join_timeout);
+  }
+  // Whatever is due already is served by the next turn, each of which moves the timer it serves.
+  return earliest <= now ? now : earliest;
+}
+
+void Connection::post_send(const SendRequest& request) {
+  sends_.post(request);
+}
+void Connection::withdraw_send(Token token) {
+  sends_.withdraw(token);
+}
+
+void Connection::attach_receive(uint64_t message_id, const PostedReceive& receive) {
+  InboundMessages::Effects effects;
+  receives_.attach(message_id, receive, effects);
+  apply(effects);
+}
+
+void Connection::withdraw_receive(Token token) {
+  receives_.withdraw(token);
+}
+
+void Connection::post_grant(const wire::MessageKey& key, uint64_t bytes) {
+  queue_control(wire::GrantFrame{key, bytes, next_grant_id_++});
+}
+
+void Connection::post_status(const wire::StatusFrame& status) {
+  queue_control(status);
+}
+
+void Connection::post_abort(const wire::AbortFrame& abort) {
+  SF_CHECK(abort.reason.size() <= wire::AbortFrame::kReasonBytesMax);
+  queue_control(std::make_shared<const wire::AbortFrame>(abort));
+}
+
+void Connection::queue_control(ControlFrame frame) {
+  if (control_.size() >= kControlFramesMax) {
+    report_failure(ErrorCode::kLimit, "acknowledges nothing: too many frames wait for it");
+    return;
+  }
+  control_.push_back(std::move(frame));
+}
+
+void Connection::post_goodbye() {
+  if (state_ != ConnectionState::kOpen) return;
+  // Acks that were lost cannot be asked for again, so the goodbye repeats them all.
+  for (const auto& [id, path] : receiving_) path->acks.repeat();
+  control_.push_back(wire::GoodbyeFrame{});
+}
+
+void Connection::drop_group(uint64_t group) {
+  sends_.drop_group(group);
+  receives_.drop_group(group);
+  update_credit();
+}
+
+bool Connection::is_drained() const {
+  return !is_usable() || (sends_.is_drained() && control_.empty());
+}
+
+std::vector<PathReport> Connection::paths() const {
+  std::vector<PathReport> reports;
+  for (const auto& path : sending_) {
+    PathReport report;
+    report.id = path->id;
+    report.to = path->to;
+    report.state = path->state;
+    report.srtt_us = static_cast<double>(path->rtt.srtt().nanos()) / 1e3;
+    report.window_bytes = path->congestion.window();
+    report.packets_sealed = path->sealer.next_packet_number();
+    report.message_bytes = path->message_bytes;
+    reports.push_back(report);
+  }
+  return reports;
+}
+
+}  // namespace securefabric::transport

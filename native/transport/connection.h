@@ -1,0 +1,184 @@
+// All state with one peer: keys, paths, messages, liveness. Sans-IO; engine thread.
+//
+// In:  install ─► handle_packet (open, decode, dispatch) ─► effects: events, acks, grants
+// Out: poll_burst ─► choose a path ─► fill packets (acks, control, data) ─► seal ─► one GSO burst
+// Time: handle_timeout ─► loss by time, probe timeouts, challenges, heartbeat, death
+//
+// The states:  resolving ─► confirming ─► open ─► closed (the peer left) or failed (it is lost).
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "base/random.h"
+#include "transport/counters.h"
+#include "transport/endpoint_config.h"
+#include "transport/message.h"
+#include "transport/message_receive.h"
+#include "transport/message_send.h"
+#include "transport/packet_builder.h"
+#include "transport/path.h"
+#include "wire/header.h"
+
+namespace securefabric::transport {
+
+// One GSO send: equal datagrams of `segment_bytes`, the last may be shorter.
+struct Transmit {
+  uint8_t socket = 0;        // local socket to send from
+  base::SocketAddress to;    // the peer's socket
+  size_t segment_bytes = 0;  // size of each datagram but the last
+  base::Bytes bytes;         // valid until the next poll_transmit
+};
+
+enum class ConnectionState : uint8_t { kResolving, kConfirming, kOpen, kClosed, kFailed };
+
+// A path as statistics show it.
+struct PathReport {
+  base::PathId id;
+  base::SocketAddress to;
+  PathState state = PathState::kValidating;
+  double srtt_us = 0;
+  uint64_t window_bytes = 0;
+  uint64_t packets_sealed = 0;
+  uint64_t message_bytes = 0;  // payload sent on it, resends included
+};
+
+class Connection {
+ public:
+  // What every connection of an endpoint shares. Outlives the connections.
+  struct Shared {
+    const EndpointConfig& config;
+    ReceiveMatcher& matcher;
+    DropCounters& drops;
+    TrafficCounters& traffic;
+    base::Random& random;
+    std::deque<Event>& events;
+  };
+
+  Connection(Shared shared, base::Rank peer, base::Instant now);
+
+  // Derives the keys and opens the paths. An error fails the connection.
+  base::Status install(const PeerDescription& peer, base::Bytes own_entry,
+                       const crypto::KeyPair& key_pair, base::Instant now);
+  void fail(base::Error error);
+  // Somebody needs this peer: it is an error if it does not join in time.
+  void require(base::Instant now);
+
+  // A datagram whose SPI is this peer's. `datagram` starts with the decoded header.
+  void handle_packet(base::Instant now, const wire::Header& header, bool is_marked_ce,
+                     base::Bytes datagram);
+  void handle_timeout(base::Instant now);
+  base::Instant deadline(base::Instant now) const;
+  // Fills `burst` and `out`; false when there is nothing to send now.
+  bool poll_burst(base::Instant now, base::MutableBytes burst, Transmit& out);
+
+  void post_send(const SendRequest& request);
+  void withdraw_send(Token token);
+  void attach_receive(uint64_t message_id, const PostedReceive& receive);
+  void withdraw_receive(Token token);
+  void post_grant(const wire::MessageKey& key, uint64_t bytes);
+  void post_status(const wire::StatusFrame& status);
+  void post_abort(const wire::AbortFrame& abort);
+  void post_goodbye();
+  void drop_group(uint64_t group);
+
+  ConnectionState state() const { return state_; }
+  bool is_usable() const { return state_ < ConnectionState::kClosed; }
+  const std::optional<base::Error>& error() const { return error_; }
+  const base::BootId& boot_id() const { return peer_info_.boot_id; }
+  // Everything sent has been acknowledged, and nothing waits to be sent.
+  bool is_drained() const;
+  bool was_reached() const { return was_reached_; }
+  base::Instant last_heard_at() const { return last_heard_at_; }
+  std::vector<PathReport> paths() const;
+  // Where the peer is, for messages: "rank 3 (10.0.0.7:4410)".
+  std::string describe() const;
+  uint64_t bytes_resent() const { return sends_.resent_bytes(); }
+  uint64_t fragments_resent() const { return sends_.resent_fragments(); }
+
+ private:
+  using ControlFrame = std::variant<SentCredit, wire::GrantFrame, wire::StatusFrame,
+                                    std::shared_ptr<const wire::AbortFrame>, wire::GoodbyeFrame>;
+
+  // What the frames of one packet asked for, gathered before acting on the path.
+  struct PacketContent {
+    bool is_ack_eliciting = false;
+    bool wants_ack_now = false;
+    bool is_malformed = false;
+  };
+
+  // connection.cc: set-up, liveness
+  void open_sending_paths(base::Instant now);
+  ReceivingPath* receiving_path(base::PathId id);
+  void report_failure(base::ErrorCode code, const std::string& what);
+  void check_liveness(base::Instant now);
+  std::string join_failure(base::Instant now) const;
+
+  // connection_receive.cc: what arrives
+  void count_drop(crypto::OpenStatus status);
+  PacketContent handle_frames(base::Instant now, ReceivingPath& path, base::Bytes plaintext);
+  void handle(base::Instant now, ReceivingPath& path, const wire::DataFrame& frame,
+              PacketContent& content);
+  void handle(base::Instant now, const wire::AckFrame& frame, PacketContent& content);
+  void handle(base::Instant now, ReceivingPath& path, const wire::ConfirmFrame& frame);
+  void handle(base::Instant now, ReceivingPath& path, const wire::ConfirmEchoFrame& frame);
+  void on_echo(SendingPath& path, base::Duration round_trip, base::Instant now);
+  void handle(const wire::GrantFrame& frame);
+  void handle(const wire::AbortFrame& frame);
+  void handle_goodbye();
+  void apply(InboundMessages::Effects& effects);
+  void settle(SendingPath& path, const SentPackets::Settled& settled, base::Instant now);
+  void settle_frame_lost(const ReliableFrame& frame);
+
+  // connection_send.cc: what goes out
+  void on_probe_timeout(SendingPath& path, base::Instant now);
+  SendingPath* pick_path(base::Instant now);
+  SendingPath* pick_urgent_path(base::Instant now);
+  SendingPath* pick_data_path();
+  SendingPath* pick_ack_path(base::Instant now);
+  bool has_payload() const;
+  bool fill_packet(SendingPath& path, base::Instant now, bool is_first, PacketBuilder& builder,
+                   SentPacket& record);
+  void fill_path_frames(SendingPath& path, base::Instant now, PacketBuilder& builder,
+                        SentPacket& record);
+  void fill_acks(base::Instant now, PacketBuilder& builder);
+  void fill_control(PacketBuilder& builder, SentPacket& record);
+  uint64_t fill_data(PacketBuilder& builder, SentPacket& record);
+  SendingPath* sending_path(base::PathId id);
+  void update_credit();
+  // Appends a control frame; too many of them are a peer that acknowledges nothing.
+  void queue_control(ControlFrame frame);
+
+  Shared shared_;
+  base::Rank peer_;  // global rank of the other end
+  ConnectionState state_ = ConnectionState::kResolving;
+  std::optional<base::Error> error_;                    // why it failed or closed
+  bool was_reached_ = false;                            // it was open once
+  base::Instant required_at_ = base::Instant::never();  // when somebody first needed the peer: the
+                                                        // join timeout counts from there
+  PeerDescription peer_info_;                           // valid from kConfirming on
+  base::Spi peer_spi_;                                  // what the peer listens to me on
+  size_t datagram_bytes_ = 0;                           // largest that both ends take
+  std::optional<crypto::SecretBuffer> send_secret_;     // direction secret, from me to the peer
+  std::optional<crypto::SecretBuffer> receive_secret_;  // from the peer to me
+  std::vector<std::unique_ptr<SendingPath>> sending_;   // opened once, in order of use
+  std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when first used
+  size_t next_path_ = 0;                                              // round robin over sending_
+  SendQueue sends_;                                                   // messages to the peer
+  InboundMessages receives_;                                          // messages from the peer
+  std::deque<ControlFrame> control_;                                  // to be sent, in order
+  uint64_t next_grant_id_ = 0;                      // never reused on this connection
+  uint64_t advertised_eager_limit_ = kEagerWindow;  // last credit queued for the peer
+  bool credit_queued_ = false;                      // a SentCredit is in control_
+  base::Instant last_heard_at_;                     // last packet that verified
+  base::Instant last_sent_at_;                      // last packet that asked for an ack
+  std::vector<uint8_t> plaintext_;                  // scratch for one opened packet
+  std::vector<uint8_t> bitmap_;                     // scratch for one ack
+  SentPackets::Settled settled_;                    // scratch for what one ack or timeout settled
+};
+
+}  // namespace securefabric::transport

@@ -1,0 +1,232 @@
+// What arrives from one peer: open, decode, dispatch, settle. The rest of Connection is in
+// connection.cc and connection_send.cc.
+#include <algorithm>
+
+#include "transport/connection.h"
+#include "wire/decode.h"
+#include "wire/header.h"
+
+namespace securefabric::transport {
+
+using base::Error;
+using base::ErrorCode;
+using base::Instant;
+using OpenStatus = crypto::OpenStatus;
+
+void Connection::handle_packet(Instant now, const wire::Header& header, bool is_marked_ce,
+                               base::Bytes datagram) {
+  if (!is_usable()) {
+    ++shared_.drops.peer_closed;
+    return;
+  }
+  if (state_ == ConnectionState::kResolving) {
+    ++shared_.drops.unknown_spi;
+    return;
+  }
+  ReceivingPath* path = receiving_path(header.path);
+  if (path == nullptr) {
+    ++shared_.drops.path_mismatch;
+    return;
+  }
+  const base::Bytes aad = datagram.first(wire::kHeaderBytes);
+  const base::Bytes sealed = datagram.subspan(wire::kHeaderBytes);
+  plaintext_.resize(sealed.size() - crypto::kAuthTagBytes);
+  const OpenStatus status = path->opener.open(header.packet_number, aad, sealed, plaintext_);
+  if (status != OpenStatus::kOk) return count_drop(status);
+
+  ++shared_.traffic.packets_opened;
+  shared_.traffic.bytes_opened += datagram.size();
+  if (is_marked_ce) ++shared_.traffic.ce_received;
+  last_heard_at_ = now;
+  const PacketContent content = handle_frames(now, *path, plaintext_);
+  if (content.is_malformed) {
+    ++shared_.drops.malformed;
+    report_failure(ErrorCode::kPeerLost,
+                   "sent a packet that breaks the protocol under a valid key: it runs another "
+                   "version of securefabric, or its memory is damaged");
+    return;
+  }
+  path->acks.on_packet({header.packet_number, datagram.size(), content.is_ack_eliciting,
+                        content.wants_ack_now, is_marked_ce},
+                       now);
+}
+
+void Connection::count_drop(OpenStatus status) {
+  DropCounters& drops = shared_.drops;
+  switch (status) {
+    case OpenStatus::kOk: break;
+    case OpenStatus::kStaleGeneration: ++drops.stale_generation; break;
+    case OpenStatus::kFutureGeneration: ++drops.future_generation; break;
+    case OpenStatus::kReplayDuplicate: ++drops.replay_duplicate; break;
+    case OpenStatus::kReplayTooOld: ++drops.replay_too_old; break;
+    case OpenStatus::kAuthFailed: ++drops.auth_failed; break;
+    case OpenStatus::kLimit: ++drops.packet_limit; break;
+  }
+}
+
+Connection::PacketContent Connection::handle_frames(Instant now, ReceivingPath& path,
+                                                    base::Bytes plaintext) {
+  PacketContent content;
+  wire::FrameDecoder decoder(plaintext);
+  while (const auto frame = decoder.next()) {
+    if (const auto* data = std::get_if<wire::DataFrame>(&*frame)) {
+      handle(now, path, *data, content);
+    } else if (const auto* ack = std::get_if<wire::AckFrame>(&*frame)) {
+      handle(now, *ack, content);
+    } else if (const auto* confirm = std::get_if<wire::ConfirmFrame>(&*frame)) {
+      handle(now, path, *confirm);
+    } else if (const auto* echo = std::get_if<wire::ConfirmEchoFrame>(&*frame)) {
+      handle(now, path, *echo);
+    } else {
+      content.is_ack_eliciting = true;
+      if (const auto* grant = std::get_if<wire::GrantFrame>(&*frame)) handle(*grant);
+      if (const auto* credit = std::get_if<wire::CreditFrame>(&*frame)) {
+        sends_.on_credit(credit->eager_limit);
+      }
+      if (const auto* status = std::get_if<wire::StatusFrame>(&*frame)) {
+        shared_.events.push_back(StatusReceived{peer_, *status});
+      }
+      if (const auto* abort = std::get_if<wire::AbortFrame>(&*frame)) handle(*abort);
+      if (std::holds_alternative<wire::GoodbyeFrame>(*frame)) handle_goodbye();
+    }
+    // A frame may have ended the connection: what follows it has no meaning any more.
+    if (!is_usable()) return content;
+  }
+  content.is_malformed = content.is_malformed || decoder.is_malformed();
+  return content;
+}
+
+void Connection::handle(Instant, ReceivingPath& path, const wire::DataFrame& frame,
+                        PacketContent& content) {
+  content.is_ack_eliciting = true;
+  content.wants_ack_now = content.wants_ack_now || frame.wants_ack_now;
+  if (!path.is_confirmed) {
+    // PROTOCOL.md §3: data before a verified CONFIRM is dropped. A correct peer never sends it, for
+    // it waits for the echo; not acknowledging would only make a wrong one resend for ever.
+    ++shared_.drops.unconfirmed;
+    content.is_malformed = true;
+    return;
+  }
+  InboundMessages::Effects effects;
+  const base::Status status = receives_.on_data(frame, effects);
+  apply(effects);
+  if (!status) report_failure(status.error().code, status.error().message);
+}
+
+void Connection::apply(InboundMessages::Effects& effects) {
+  for (Event& event : effects.events) shared_.events.push_back(std::move(event));
+  for (const wire::GrantFrame& grant : effects.grants) post_grant(grant.key, grant.granted);
+  update_credit();
+}
+
+void Connection::update_credit() {
+  if (credit_queued_) return;
+  if (receives_.eager_limit() - advertised_eager_limit_ < kEagerWindow / 4) return;
+  credit_queued_ = true;
+  queue_control(SentCredit{});
+}
+
+void Connection::handle(const wire::GrantFrame& frame) {
+  const base::Status status = sends_.on_grant(frame);
+  if (!status) report_failure(status.error().code, status.error().message);
+}
+
+void Connection::handle(Instant now, const wire::AckFrame& frame, PacketContent& content) {
+  SendingPath* path = sending_path(frame.path);
+  settled_.clear();
+  if (path == nullptr || !path->sent.on_ack(frame, now, settled_)) {
+    content.is_malformed = true;
+    return;
+  }
+  if (settled_.rtt) path->rtt.on_sample(*settled_.rtt, base::Duration::micros(frame.delay_us));
+  if (settled_.has_progress()) path->pto_count = 0;
+  path->sent.detect_lost(now, path->rtt.loss_delay(), settled_);
+  settle(*path, settled_, now);
+}
+
+void Connection::settle(SendingPath& path, const SentPackets::Settled& settled, Instant now) {
+  const auto deliver = [this](const SentData& data) {
+    if (const auto token = sends_.on_acked(data)) shared_.events.push_back(SendDelivered{*token});
+  };
+  const auto on_delivered = [&](const SentPacket& packet) {
+    if (packet.data) deliver(*packet.data);
+    for (const ReliableFrame& frame : packet.others) {
+      if (const auto* data = std::get_if<SentData>(&frame)) deliver(*data);
+    }
+  };
+  for (const SentPacket& packet : settled.acked) {
+    path.congestion.on_acked(packet.bytes, packet.sent_at);
+    on_delivered(packet);
+  }
+  for (const SentPacket& packet : settled.revived) {
+    ++shared_.traffic.spurious_losses;
+    on_delivered(packet);
+  }
+  for (const SentPacket& packet : settled.lost) {
+    ++shared_.traffic.packets_lost;
+    path.congestion.on_lost(packet.bytes, packet.sent_at, now);
+    if (packet.data) sends_.on_lost(*packet.data);
+    for (const ReliableFrame& frame : packet.others) settle_frame_lost(frame);
+  }
+}
+
+void Connection::settle_frame_lost(const ReliableFrame& frame) {
+  if (const auto* data = std::get_if<SentData>(&frame)) {
+    sends_.on_lost(*data);
+  } else if (const auto* grant = std::get_if<wire::GrantFrame>(&frame)) {
+    control_.push_front(*grant);
+  } else if (const auto* abort = std::get_if<std::shared_ptr<const wire::AbortFrame>>(&frame)) {
+    control_.push_front(*abort);
+  } else if (!credit_queued_) {
+    credit_queued_ = true;
+    control_.push_front(SentCredit{});
+  }
+}
+
+void Connection::handle(Instant, ReceivingPath& path, const wire::ConfirmFrame& frame) {
+  path.is_confirmed = true;
+  if (SendingPath* back = sending_path(path.id.reversed())) back->echo_owed = frame.challenge;
+}
+
+void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFrame& frame) {
+  for (const auto& path : sending_) {
+    const auto sent_at = path->on_echo(frame.challenge);
+    if (sent_at) return on_echo(*path, now - *sent_at, now);
+  }
+  // An echo that came twice, or late.
+}
+
+void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant now) {
+  path.rtt.on_sample(round_trip, base::Duration());
+  ++path.echoes;
+  if (path.state == PathState::kSuspect && path.echoes < kProbeEchoesNeeded) {
+    path.next_challenge_at = now;
+    return;
+  }
+  path.state = PathState::kActive;
+  path.pto_count = 0;
+  path.next_challenge_at = Instant::never();
+  if (state_ == ConnectionState::kConfirming) {
+    state_ = ConnectionState::kOpen;
+    was_reached_ = true;
+    last_heard_at_ = last_sent_at_ = now;
+  }
+}
+
+void Connection::handle(const wire::AbortFrame& frame) {
+  const bool is_known = frame.code <= static_cast<uint8_t>(ErrorCode::kSystem);
+  const ErrorCode code = is_known ? static_cast<ErrorCode>(frame.code) : ErrorCode::kAborted;
+  shared_.events.push_back(GroupAborted{peer_, frame.group, Error{code, frame.reason}});
+}
+
+void Connection::handle_goodbye() {
+  state_ = ConnectionState::kClosed;
+  sends_.clear();
+  receives_.clear();
+  control_.clear();
+  error_ = Error{ErrorCode::kPeerLost,
+                 describe() + " has left the job: it shut its process groups down"};
+  shared_.events.push_back(PeerLeft{peer_});
+}
+
+}  // namespace securefabric::transport

@@ -1,0 +1,114 @@
+// The sans-IO transport of one process: every peer, every packet, no socket and no clock.
+//
+//   A. Handlers for input from the network or the user: `handle_*`, `install_peer`, `post_*`.
+//   B. Polling for output: `poll_transmit` (bursts), `poll_event`, `poll_timeout`.
+//   C. Statistics.
+//
+// Time is an argument and never decreases; randomness comes from a seed. The same object runs on
+// sockets (net/) and in the simulator (sim/). One thread at a time.
+//
+// A driver's turn: hand in every datagram, call handle_timeout, take all events, then poll_transmit
+// until it returns false, then wait until poll_timeout or the next datagram.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "base/random.h"
+#include "transport/connection.h"
+
+namespace securefabric::transport {
+
+class Endpoint {
+ public:
+  // `matcher` outlives the endpoint.
+  Endpoint(EndpointConfig config, ReceiveMatcher& matcher);
+
+  // --- A. Input ---
+
+  std::array<uint8_t, 32> public_key() const { return key_pair_.public_key(); }
+  // The entry as published: every link key is bound to it. Before the first install_peer.
+  void set_own_entry(base::Bytes entry) { own_entry_ = base::to_vector(entry); }
+
+  // `datagram` arrived on local socket `socket`. It may be anything: hostile bytes end here.
+  void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram);
+  void handle_timeout(base::Instant now);
+
+  // Starts to reach a peer if that has not happened yet; an unreachable one becomes PeerFailed.
+  void require_peer(base::Rank peer, base::Instant now);
+  // Answers to PeerWanted. A peer with another boot id than before is refused with an error.
+  base::Status install_peer(const PeerDescription& peer, base::Instant now);
+  void fail_peer(base::Rank peer, base::Error error, base::Instant now);
+  // Why the peer cannot be used, if that is so.
+  std::optional<base::Error> peer_error(base::Rank peer) const;
+  std::string describe_peer(base::Rank peer) const;
+  // When something was last heard from the peer; nothing if it was never reached.
+  std::optional<base::Instant> last_heard_at(base::Rank peer) const;
+
+  // All of these need require_peer first; for a peer that is lost they do nothing.
+  void post_send(base::Rank peer, const SendRequest& request);
+  void withdraw_send(base::Rank peer, Token token);
+  void attach_receive(base::Rank peer, uint64_t message_id, const PostedReceive& receive);
+  void withdraw_receive(base::Rank peer, Token token);
+  // Tells the peer that `bytes` of this message are expected, before it asks.
+  void post_grant(base::Rank peer, const wire::MessageKey& key, uint64_t bytes);
+  void post_status(base::Rank peer, const wire::StatusFrame& status);
+  void post_abort(base::Rank peer, const wire::AbortFrame& abort);
+  // Tells every peer that this process leaves; worth repeating kGoodbyeCopies times.
+  void post_goodbye();
+  void drop_group(uint64_t group);
+
+  // --- B. Output ---
+
+  bool poll_transmit(base::Instant now, Transmit& out);
+  std::optional<Event> poll_event();
+  base::Instant poll_timeout() const;
+
+  // --- C. Statistics ---
+
+  bool is_drained() const;
+  const DropCounters& drops() const { return drops_; }
+  TrafficCounters traffic() const;
+  std::vector<std::pair<base::Rank, std::vector<PathReport>>> paths() const;
+  const EndpointConfig& config() const { return config_; }
+
+ private:
+  struct Peer {
+    std::unique_ptr<Connection> connection;  // never null once the peer is known
+    bool is_dirty = false;                   // in dirty_
+    base::Instant deadline =
+        base::Instant::never();  // as it stands in deadlines_; never: not there
+  };
+
+  Connection* find(base::Rank peer);
+  const Connection* find(base::Rank peer) const;
+  Connection& find_or_make(base::Rank peer, base::Instant now);
+  void hint_at(base::Rank peer);
+  void check_clock(base::Instant now);
+  // The peer may have something to send or a new deadline.
+  void mark_dirty(base::Rank peer);
+  void set_deadline(base::Rank rank, Peer& peer, base::Instant deadline);
+
+  EndpointConfig config_;
+  crypto::KeyPair key_pair_;        // of this incarnation
+  std::vector<uint8_t> own_entry_;  // as published
+  ReceiveMatcher& matcher_;
+  base::Random random_;
+  DropCounters drops_;
+  TrafficCounters traffic_;
+  std::deque<Event> events_;
+  std::map<base::Rank, Peer> peers_;  // ordered: determinism; none is ever erased
+  std::deque<base::Rank> dirty_;      // peers to poll for output, each once
+  std::set<std::pair<base::Instant, base::Rank>> deadlines_;  // one per peer that has one
+  std::map<base::Rank, base::Instant> hints_;  // when a stranger's SPI last made us look it up
+  std::vector<uint8_t> burst_;                 // the datagrams of one Transmit
+  base::Instant last_now_;                     // time never decreases
+};
+
+}  // namespace securefabric::transport

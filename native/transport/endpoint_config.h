@@ -1,0 +1,33 @@
+// What an endpoint is told once, when it is made.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/ids.h"
+#include "crypto/aead.h"
+#include "crypto/key_exchange.h"
+#include "crypto/secret.h"
+#include "transport/limits.h"
+
+namespace securefabric::transport {
+
+struct EndpointConfig {
+  base::Rank rank;                                // of this process in the world
+  uint32_t world_size = 1;                        // ranks in the job
+  const crypto::AeadProvider* aead = nullptr;     // of the job's suite; outlives the endpoint
+  unsigned generation_bits = 22;                  // log2 of the packets sealed under one key
+  crypto::SecretBuffer private_key;               // X25519, 32 bytes, made for this incarnation
+  crypto::SecretBuffer job_secret;                // from the job key
+  base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
+  size_t socket_count = 1;                        // local sockets, numbered from 0
+  size_t paths_per_peer = 4;                      // sending paths used to each peer, if it has them
+  size_t datagram_bytes_max = kDatagramBytesMax;  // the smallest of the local interfaces' limits
+  size_t burst_segments_max = kBurstSegmentsMax;  // 1 where segmentation offload is switched off
+  uint64_t random_seed = 0;  // for challenges and jitter; from the OS on sockets
+  base::Duration join_timeout = kJoinTimeoutDefault;    // entry and first answer of a peer
+  base::Duration death_timeout = kDeathTimeoutDefault;  // silence of a peer that was reached
+  base::Duration heartbeat = kHeartbeatDefault;         // idle time after which a ping is sent
+};
+
+}  // namespace securefabric::transport

@@ -1,0 +1,97 @@
+// Every bound of the transport with its reason. What is not bounded here is bounded by what the
+// caller posted.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/time.h"
+
+namespace securefabric::transport {
+
+// --- Packets -------------------------------------------------------------------------------------
+// Largest datagram sealed. Seven of them fill one GSO send; larger linear buffers are slow to
+// receive (PROTOCOL.md §1), and 8960 - 80 bytes of overhead is a multiple of the cipher's block.
+inline constexpr size_t kDatagramBytesMax = 8960;
+// Smallest datagram every path must carry: IPv6's minimum MTU less its headers, as in QUIC.
+inline constexpr size_t kDatagramBytesMin = 1200;
+// Fragments are cut at multiples of this, so that no element (complex128 is 16 bytes) is split.
+inline constexpr size_t kFragmentAlignment = 16;
+// One GSO send: more segments are refused by older kernels, more bytes by IP.
+inline constexpr size_t kBurstSegmentsMax = 64;
+inline constexpr size_t kBurstBytesMax = 65'000;
+
+// --- Peers and paths -----------------------------------------------------------------------------
+// path_id has eight bits for each end's socket.
+inline constexpr size_t kSocketsMax = 256;
+// Per-path state is a few KB; QUIC multipath and MRC use up to 256 paths.
+inline constexpr size_t kPathsPerPeerMax = 256;
+
+// --- Messages ------------------------------------------------------------------------------------
+// A message up to this many bytes is sent before its receive is known to be posted.
+inline constexpr uint64_t kEagerMessageBytesMax = 16 * 1024;
+// What one peer may have outstanding of such messages, in charge (see eager_charge): bounds the
+// memory that unexpected messages can take on the receiver.
+inline constexpr uint64_t kEagerWindow = 1024 * 1024;
+// Charged per eager message on top of its bytes: its bookkeeping on the receiver.
+inline constexpr uint64_t kEagerMessageOverhead = 256;
+// Messages that a peer has begun and not finished. Ring collectives on large tensors post
+// thousands of segments at once.
+inline constexpr size_t kInboundMessagesMax = 65'536;
+// Grants that arrived before their message was posted.
+inline constexpr size_t kEarlyGrantsMax = 65'536;
+// Holes in the record of finished messages: each is a message begun and never finished.
+inline constexpr size_t kFinishedRangesMax = 65'536;
+// Pieces into which the record of one message's arrived bytes may fall apart.
+inline constexpr size_t kMessageRangesMax = 65'536;
+// Control frames queued for one peer; grants and the like, each a few dozen bytes.
+inline constexpr size_t kControlFramesMax = 131'072;
+
+// --- Acknowledgements ----------------------------------------------------------------------------
+// An ack is sent at once after this many bytes, one full burst.
+inline constexpr uint64_t kAckEveryBytes = 64 * 1024;
+// ... or this many packets: an ack reports at most 1024 of them (wire::AckFrame).
+inline constexpr uint64_t kAckEveryPackets = 256;
+// An ack waits at most this long for something to ride on.
+inline constexpr base::Duration kAckDelayMax = base::Duration::millis(1);
+// Every packet is reported in at least this many acks, so that losing some costs no resend.
+inline constexpr size_t kAckRepeats = 4;
+
+// --- Loss recovery -------------------------------------------------------------------------------
+// A packet is lost when one this much later on its path arrived: three full bursts.
+inline constexpr uint64_t kPacketThreshold = 3 * 7;
+// Before the first sample (RFC 9002 §6.2.2 has 333 ms for the Internet; this is a cluster).
+inline constexpr base::Duration kInitialRtt = base::Duration::millis(20);
+// Floor and ceiling of the probe timeout. The floor covers a descheduled peer on shared cores.
+inline constexpr base::Duration kPtoMin = base::Duration::millis(10);
+inline constexpr base::Duration kPtoMax = base::Duration::seconds(1);
+// Probe timeouts in a row after which a path is suspect, if another path of the peer delivers.
+inline constexpr uint32_t kSuspectAfterPtos = 2;
+// A suspect path is probed with this interval, doubling up to the ceiling, for ever.
+inline constexpr base::Duration kProbeIntervalMin = base::Duration::millis(10);
+inline constexpr base::Duration kProbeIntervalMax = base::Duration::seconds(1);
+// Challenges of one path that an echo may still answer. As the interval doubles, that covers round
+// trips of four seconds.
+inline constexpr size_t kChallengesKept = 4;
+// Echoes that bring a suspect path back.
+inline constexpr uint32_t kProbeEchoesNeeded = 2;
+// Records of packets sent on one path and neither acked nor lost. Half the replay window.
+inline constexpr size_t kInFlightPacketsMax = 4096;
+
+// --- Congestion ----------------------------------------------------------------------------------
+inline constexpr uint64_t kWindowInitial = 256 * 1024;
+inline constexpr uint64_t kWindowMin = 2 * kDatagramBytesMax;
+inline constexpr uint64_t kWindowMax = 2 * 1024 * 1024;
+
+// --- Liveness ------------------------------------------------------------------------------------
+inline constexpr base::Duration kJoinTimeoutDefault = base::Duration::seconds(60);
+inline constexpr base::Duration kDeathTimeoutDefault = base::Duration::seconds(10);
+inline constexpr base::Duration kHeartbeatDefault = base::Duration::seconds(1);
+// A goodbye is not acked by somebody who is gone; a few copies make its loss unlikely.
+inline constexpr int kGoodbyeCopies = 3;
+
+constexpr uint64_t eager_charge(uint64_t message_bytes) {
+  return message_bytes + kEagerMessageOverhead;
+}
+
+}  // namespace securefabric::transport

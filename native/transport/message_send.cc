@@ -1,0 +1,220 @@
+#include "transport/message_send.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace securefabric::transport {
+
+using wire::DataFrame;
+
+namespace {
+
+// How much of a message a grant lets go. A grant of less than the message (the ends disagree about
+// its length) is cut to whole elements, or its last bytes could never be sent.
+uint64_t grantable(uint64_t granted, uint64_t length) {
+  return granted >= length ? length : granted - granted % kFragmentAlignment;
+}
+
+}  // namespace
+
+void SendQueue::post(const SendRequest& request) {
+  const uint64_t id = next_id_++;
+  Message& message = messages_[id];
+  message.key = request.key;
+  message.signature = request.signature;
+  message.token = request.token;
+  const uint64_t length = request.bytes.size();
+  if (length <= kEagerMessageBytesMax) {
+    message.copy = base::to_vector(request.bytes);
+    message.bytes = message.copy;
+  } else {
+    message.bytes = request.bytes;
+    by_token_[request.token] = id;
+  }
+  const uint64_t charge = eager_charge(length);
+  const bool has_credit = eager_charged_ + charge <= eager_limit_;
+  if (length <= kEagerMessageBytesMax && has_credit) {
+    message.is_eager = true;
+    message.granted = length;
+    eager_charged_ += charge;
+  } else if (const auto early = early_grants_.find(request.key); early != early_grants_.end()) {
+    message.granted = grantable(early->second, length);
+    early_grants_.erase(early);
+  } else if (length > 0) {
+    // Receivers grant large collective messages unasked when they post the receive; they cannot
+    // know of point-to-point messages, nor that a small one found no credit.
+    message.needs_announcement =
+        request.key.channel == wire::Channel::kPointToPoint || length <= kEagerMessageBytesMax;
+    by_key_[request.key] = id;
+  }
+  enqueue(id, message, /*in_front=*/false);
+}
+
+void SendQueue::enqueue(uint64_t id, Message& message, bool in_front) {
+  if (message.is_queued || !message.has_next()) return;
+  message.is_queued = true;
+  if (in_front) {
+    queue_of(message).push_front(id);
+  } else {
+    queue_of(message).push_back(id);
+  }
+}
+
+void SendQueue::withdraw(Token token) {
+  const auto at = by_token_.find(token);
+  if (at == by_token_.end()) return;
+  erase(messages_.find(at->second));
+}
+
+void SendQueue::erase(std::unordered_map<uint64_t, Message>::iterator at) {
+  SF_CHECK(at != messages_.end());
+  const auto& [id, message] = *at;
+  if (message.is_queued) std::erase(queue_of(message), id);
+  if (!message.is_small()) by_token_.erase(message.token);
+  if (const auto key = by_key_.find(message.key); key != by_key_.end() && key->second == id) {
+    by_key_.erase(key);
+  }
+  messages_.erase(at);
+}
+
+void SendQueue::drop_group(uint64_t group) {
+  for (auto at = messages_.begin(); at != messages_.end();) {
+    const auto next = std::next(at);
+    if (at->second.key.group == group && !at->second.is_begun()) {
+      if (at->second.is_eager) eager_charged_ -= eager_charge(at->second.bytes.size());
+      erase(at);
+    }
+    at = next;
+  }
+  std::erase_if(early_grants_, [group](const auto& grant) { return grant.first.group == group; });
+}
+
+void SendQueue::clear() {
+  messages_.clear();
+  by_key_.clear();
+  early_grants_.clear();
+  by_token_.clear();
+  small_.clear();
+  large_.clear();
+}
+
+base::Status SendQueue::on_grant(const wire::GrantFrame& grant) {
+  if (grants_seen_.ranges().size() >= kFinishedRangesMax) {
+    return base::Error{base::ErrorCode::kLimit, "grants that never arrived are too many"};
+  }
+  bool is_new = false;
+  grants_seen_.insert(grant.grant_id, grant.grant_id + 1,
+                      [&is_new](uint64_t, uint64_t) { is_new = true; });
+  if (!is_new) return base::ok_status();
+  const auto at = by_key_.find(grant.key);
+  if (at == by_key_.end()) {
+    // Forgetting one would leave its message waiting for ever.
+    if (early_grants_.size() >= kEarlyGrantsMax) {
+      return base::Error{base::ErrorCode::kLimit,
+                         "it granted too many messages that this rank has not posted"};
+    }
+    early_grants_[grant.key] = grant.granted;
+    return base::ok_status();
+  }
+  Message& message = messages_.at(at->second);
+  message.granted = std::max(message.granted, grantable(grant.granted, message.bytes.size()));
+  message.needs_announcement = false;
+  enqueue(at->second, message, /*in_front=*/false);
+  if (message.granted == message.bytes.size()) by_key_.erase(at);
+  return base::ok_status();
+}
+
+void SendQueue::on_credit(uint64_t eager_limit) {
+  eager_limit_ = std::max(eager_limit_, eager_limit);
+}
+
+void SendQueue::on_lost(const SentData& data) {
+  const auto at = messages_.find(data.message_id);
+  if (at == messages_.end()) return;
+  Message& message = at->second;
+  if (data.length > 0) {
+    if (message.acked.covers(data.offset, data.offset + data.length)) return;
+    message.lost.push_back({data.offset, data.offset + data.length});
+  } else if (message.bytes.empty()) {
+    message.empty_sent = false;
+  } else {
+    message.needs_announcement = message.granted == 0;
+  }
+  enqueue(at->first, message, /*in_front=*/true);
+}
+
+std::optional<Token> SendQueue::on_acked(const SentData& data) {
+  const auto at = messages_.find(data.message_id);
+  if (at == messages_.end()) return std::nullopt;
+  Message& message = at->second;
+  if (data.length == 0 && !message.bytes.empty()) return std::nullopt;  // an announcement
+  message.acked.insert(data.offset, data.offset + data.length);
+  if (!message.acked.covers(0, message.bytes.size())) return std::nullopt;
+  const std::optional<Token> token =
+      message.is_small() ? std::nullopt : std::optional<Token>(message.token);
+  erase(at);
+  return token;
+}
+
+std::optional<DataFrame> SendQueue::next(size_t room) {
+  if (auto frame = next_from(small_, room)) return frame;
+  return next_from(large_, room);
+}
+
+std::optional<DataFrame> SendQueue::next_from(std::deque<uint64_t>& queue, size_t room) {
+  while (!queue.empty()) {
+    const uint64_t id = queue.front();
+    Message& message = messages_.at(id);
+    auto frame = fragment_of(id, message, room);
+    if (message.has_next()) return frame;
+    message.is_queued = false;
+    queue.pop_front();
+    // Nothing came out when all that was queued had been acknowledged in the meantime.
+    if (frame) return frame;
+  }
+  return std::nullopt;
+}
+
+std::optional<DataFrame> SendQueue::fragment_of(uint64_t id, Message& message, size_t room) {
+  while (!message.lost.empty() &&
+         message.acked.covers(message.lost.front().begin, message.lost.front().end)) {
+    message.lost.pop_front();
+  }
+  const bool is_resend = !message.lost.empty();
+  uint64_t begin = is_resend ? message.lost.front().begin : message.next_offset;
+  uint64_t end = is_resend ? message.lost.front().end : message.granted;
+  if (message.needs_announcement && !is_resend) begin = end = 0;
+  const bool has_nothing = begin >= end && !message.needs_announcement && !message.bytes.empty();
+  if (has_nothing) return std::nullopt;
+
+  DataFrame frame;
+  frame.key = message.key;
+  frame.message_id = id;
+  frame.message_length = message.bytes.size();
+  frame.offset = begin;
+  if (begin == 0) frame.signature = message.signature;
+  frame.is_eager = message.is_eager;
+  const size_t overhead = encoded_bytes(frame);
+  if (room < overhead) return std::nullopt;
+  uint64_t length = std::min<uint64_t>(end - begin, std::min<size_t>(room - overhead, 0xFFFF));
+  if (begin + length < message.bytes.size()) length -= length % kFragmentAlignment;
+  if (length == 0 && end > begin) return std::nullopt;
+  frame.bytes = message.bytes.subspan(begin, length);
+  frame.wants_ack_now = !message.is_small() && begin + length == message.bytes.size();
+
+  if (is_resend) {
+    resent_bytes_ += length;
+    ++resent_fragments_;
+    message.lost.front().begin += length;
+    if (message.lost.front().begin == message.lost.front().end) message.lost.pop_front();
+  } else if (message.needs_announcement) {
+    message.needs_announcement = false;
+  } else {
+    message.next_offset += length;
+    message.empty_sent = true;
+  }
+  return frame;
+}
+
+}  // namespace securefabric::transport

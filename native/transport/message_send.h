@@ -1,0 +1,96 @@
+// The messages this rank is sending to one peer: what may be sent, what is next, what is settled.
+//
+//   post ──► eager (credit enough) ──────────────► sendable ──► next() ──► on_acked ──► delivered
+//        └─► waits for a grant (announced if the ▲                 ▲   └─► on_lost ─┐
+//            receiver cannot know of it)  ───────┘                 └────────────────┘
+//
+// Small messages overtake large ones; inside each class the order is that of posting, and what was
+// lost goes first.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "base/range_set.h"
+#include "transport/limits.h"
+#include "transport/message.h"
+#include "transport/sent_packets.h"
+
+namespace securefabric::transport {
+
+class SendQueue {
+ public:
+  void post(const SendRequest& request);
+  // Forgets a large message, so that its bytes may go away.
+  void withdraw(Token token);
+  // Forgets what was never begun of a group that is gone.
+  void drop_group(uint64_t group);
+  // Forgets everything and releases all memory.
+  void clear();
+
+  // Returns an error when the peer grants more than it can keep track of.
+  base::Status on_grant(const wire::GrantFrame& grant);
+  void on_credit(uint64_t eager_limit);
+  void on_lost(const SentData& data);
+  // Returns the token of a large message that was delivered by this.
+  std::optional<Token> on_acked(const SentData& data);
+
+  bool has_next() const { return !small_.empty() || !large_.empty(); }
+  // The next fragment, of at most `bytes_max` bytes behind its header. Nothing when nothing is
+  // sendable or the room is too small for a useful piece.
+  std::optional<wire::DataFrame> next(size_t room);
+  // True when everything posted was acknowledged.
+  bool is_drained() const { return messages_.empty(); }
+  uint64_t resent_bytes() const { return resent_bytes_; }
+  uint64_t resent_fragments() const { return resent_fragments_; }
+
+ private:
+  struct Message {
+    wire::MessageKey key;                    // as posted
+    wire::Signature signature;               // as posted
+    base::Bytes bytes;                       // the caller's, or `copy`
+    std::vector<uint8_t> copy;               // owned bytes of a small message
+    Token token = 0;                         // as posted; meaningless for small messages
+    bool is_eager = false;                   // charged to the credit
+    bool needs_announcement = false;         // a request to send is to go out
+    bool is_queued = false;                  // its id is in small_ or large_
+    uint64_t granted = 0;                    // bytes from the start that may be sent
+    uint64_t next_offset = 0;                // first byte that was never sent
+    bool empty_sent = false;                 // an empty message went out
+    base::RangeSet acked;                    // bytes the peer has
+    std::deque<base::RangeSet::Range> lost;  // to be sent again; may overlap `acked`
+    bool is_begun() const { return next_offset > 0 || empty_sent; }
+    bool is_small() const { return bytes.size() <= kEagerMessageBytesMax; }
+    bool has_next() const {
+      return !lost.empty() || needs_announcement || next_offset < granted ||
+             (bytes.empty() && !empty_sent);
+    }
+  };
+
+  void enqueue(uint64_t id, Message& message, bool in_front);
+  std::deque<uint64_t>& queue_of(const Message& message) {
+    return message.is_small() ? small_ : large_;
+  }
+  std::optional<wire::DataFrame> next_from(std::deque<uint64_t>& queue, size_t room);
+  std::optional<wire::DataFrame> fragment_of(uint64_t id, Message& message, size_t room);
+  void erase(std::unordered_map<uint64_t, Message>::iterator at);
+
+  std::unordered_map<uint64_t, Message> messages_;     // by message id, until delivered
+  std::map<wire::MessageKey, uint64_t> by_key_;        // those that still wait for a grant
+  std::map<wire::MessageKey, uint64_t> early_grants_;  // granted bytes of messages not yet posted
+  std::unordered_map<Token, uint64_t> by_token_;       // those that report delivery
+  base::RangeSet grants_seen_;                         // ids of the grants that came
+  std::deque<uint64_t> small_;                         // ids with something to send
+  std::deque<uint64_t> large_;                         // likewise
+  uint64_t next_id_ = 0;                               // never reused on this connection
+  uint64_t eager_limit_ = kEagerWindow;                // cumulative, from the peer
+  uint64_t eager_charged_ = 0;                         // cumulative, never above eager_limit_
+  uint64_t resent_bytes_ = 0;                          // payload sent again
+  uint64_t resent_fragments_ = 0;                      // fragments sent again
+};
+
+}  // namespace securefabric::transport

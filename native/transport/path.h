@@ -1,0 +1,79 @@
+// One path: a (my socket, peer socket) pair with its own keys, packet numbers, RTT, window and
+// acks.
+//
+// The sending half (what I send over the pair) and the receiving half (what the peer sends over the
+// same pair) have different path ids: each side numbers its own direction. PROTOCOL.md §1, §6.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "base/ids.h"
+#include "base/socket_address.h"
+#include "base/time.h"
+#include "crypto/packet_key.h"
+#include "transport/ack_tracker.h"
+#include "transport/congestion.h"
+#include "transport/rtt.h"
+#include "transport/sent_packets.h"
+
+namespace securefabric::transport {
+
+// Where a sending path stands. PROTOCOL.md §6.
+enum class PathState : uint8_t {
+  kValidating,  // no echo of a challenge yet: carries no data
+  kActive,      // carries data
+  kSuspect,     // does not deliver while others do: probed until it answers again
+};
+
+const char* path_state_name(PathState state);
+
+struct Challenge {
+  uint64_t value = 0;     // random; 0 is none
+  base::Instant sent_at;  // for the RTT sample that its echo gives
+};
+
+struct SendingPath {
+  SendingPath(base::PathId path_id, base::SocketAddress address, crypto::PathSealer path_sealer)
+      : id(path_id), to(address), sealer(std::move(path_sealer)) {}
+
+  // When the probe timer fires; never while nothing that asks for an ack is in flight.
+  base::Instant pto_deadline() const;
+  // Room for one more full packet, now. An empty window always admits one.
+  bool has_room() const;
+  // Each challenge has its own value: an echo that is slower than the repetition must not be timed
+  // from a later challenge.
+  void on_challenge_sent(Challenge challenge);
+  // When the echoed challenge was sent, if it is one of ours; all of them are settled then.
+  std::optional<base::Instant> on_echo(uint64_t value);
+  void forget_challenges() { challenges.fill({}); }
+
+  base::PathId id;                                      // as I number it
+  base::SocketAddress to;                               // the peer's socket
+  crypto::PathSealer sealer;                            // owns the send key and the packet numbers
+  PathState state = PathState::kValidating;             // see PathState
+  RttEstimator rtt;                                     // of this pair of sockets
+  CongestionWindow congestion;                          // bytes this path may have in flight
+  SentPackets sent;                                     // not yet settled
+  uint32_t pto_count = 0;                               // probe timeouts since the last ack
+  bool wants_ping = false;                              // a probe timeout asks for something to ack
+  std::array<Challenge, kChallengesKept> challenges{};  // not echoed yet, newest first
+  base::Instant next_challenge_at;                      // when to send (again); never while active
+  base::Duration challenge_interval;                    // doubles
+  uint32_t echoes = 0;                                  // answered since the path became suspect
+  uint64_t message_bytes = 0;                           // payload sent here, resends included
+  std::optional<uint64_t> echo_owed;  // a challenge of the peer that is to be echoed here
+};
+
+struct ReceivingPath {
+  ReceivingPath(base::PathId path_id, crypto::PathOpener path_opener)
+      : id(path_id), opener(std::move(path_opener)) {}
+
+  base::PathId id;            // as the peer numbers it
+  crypto::PathOpener opener;  // owns the receive keys and the replay window
+  AckTracker acks;            // what to tell the peer
+  bool is_confirmed = false;  // a CONFIRM arrived: data is accepted
+};
+
+}  // namespace securefabric::transport
