@@ -1,0 +1,186 @@
+// Running the steps of operations: posting sends and receives, matching, completing.
+#include <algorithm>
+
+#include "collective/engine.h"
+
+namespace securefabric::collective {
+
+using base::Rank;
+using transport::Match;
+using transport::PostedReceive;
+
+namespace {
+
+bool is_receive(const Step& step) {
+  return step.kind == StepKind::kReceiveCopy || step.kind == StepKind::kReceiveReduce;
+}
+
+}  // namespace
+
+void Engine::run_ready(Operation& operation, std::vector<uint32_t> ready) {
+  // A step that is complete at once makes others ready; a list instead of recursion, because a
+  // schedule can be thousands of steps deep.
+  for (size_t i = 0; i < ready.size(); ++i) {
+    const uint32_t index = ready[i];
+    if (!run_step(operation, index)) continue;
+    operation.states[index].is_done = true;
+    --operation.steps_left;
+    for (uint32_t d = operation.dependent_begin[index]; d < operation.dependent_begin[index + 1];
+         ++d) {
+      if (--operation.states[operation.dependents[d]].waits_for == 0) {
+        ready.push_back(operation.dependents[d]);
+      }
+    }
+  }
+  if (operation.steps_left == 0) finish(operation, std::nullopt);
+}
+
+// Starts a step; true when that completed it.
+bool Engine::run_step(Operation& operation, uint32_t index) {
+  const Step& step = operation.request().schedule.steps[index];
+  operation.states[index].is_started = true;
+  if (step.kind == StepKind::kSend) {
+    post_send(operation, index);
+    return step.target.length <= transport::kEagerMessageBytesMax;
+  }
+  if (is_receive(step)) {
+    post_receive(operation, index);
+    return false;
+  }
+  operation.run_local(step);
+  return true;
+}
+
+wire::MessageKey Engine::key_of(const Operation& operation, const Step& step) const {
+  wire::MessageKey key;
+  key.group = operation.group().wire_id;
+  key.operation = operation.sequence;
+  key.slot = step.slot;
+  if (operation.is_point_to_point()) {
+    key.channel = wire::Channel::kPointToPoint;
+    key.slot = operation.request().tag;
+  }
+  return key;
+}
+
+void Engine::post_send(Operation& operation, uint32_t index) {
+  const Step& step = operation.request().schedule.steps[index];
+  transport::SendRequest request;
+  request.key = key_of(operation, step);
+  request.signature = operation.signature();
+  request.bytes = operation.bytes_of(step.target);
+  if (request.bytes.size() > transport::kEagerMessageBytesMax) {
+    request.token = operation.states[index].token = next_token_++;
+    tokens_[request.token] = StepRef{&operation, index};
+  }
+  endpoint_.post_send(operation.group().ranks[step.peer], request);
+}
+
+void Engine::post_receive(Operation& operation, uint32_t index) {
+  const OperationRequest& request = operation.request();
+  const Step& step = request.schedule.steps[index];
+  Operation::StepState& state = operation.states[index];
+  state.token = next_token_++;
+  tokens_[state.token] = StepRef{&operation, index};
+  const PostedReceive receive{state.token, &state.sink, step.target.length, operation.signature()};
+  const uint64_t group = operation.group().wire_id;
+
+  if (operation.is_point_to_point()) {
+    std::optional<Rank> source;
+    if (step.peer != kAnySource) source = operation.group().ranks[step.peer];
+    point_to_point_.post(group, request.tag, source, receive);
+    unmatched_tags_.emplace(group, request.tag);
+    return;
+  }
+  const Rank peer = operation.group().ranks[step.peer];
+  const auto held = collectives_.post({group, operation.sequence, peer, step.slot}, receive);
+  if (held) return attach(peer, held->message_id, receive);
+  // The sender of a large message waits until it knows that a receive is posted.
+  if (step.target.length > transport::kEagerMessageBytesMax) {
+    endpoint_.post_grant(peer, key_of(operation, step), step.target.length);
+  }
+}
+
+void Engine::attach(Rank peer, uint64_t message_id, const PostedReceive& receive) {
+  endpoint_.attach_receive(peer, message_id, receive);
+}
+
+Match Engine::match(Rank peer, uint64_t message_id, const wire::MessageKey& key, uint64_t length,
+                    const wire::Signature* signature) {
+  const auto group = groups_.find(key.group);
+  if (closed_groups_.contains(key.group)) return {Match::Verdict::kDiscard, {}};
+  if (group != groups_.end() && group->second.group->broken) return {Match::Verdict::kDiscard, {}};
+
+  HeldMessage message{peer, message_id, length, std::nullopt};
+  if (signature != nullptr) message.signature = *signature;
+  std::optional<PostedReceive> receive;
+  if (key.channel == wire::Channel::kPointToPoint) {
+    receive = point_to_point_.offer(key.group, key.slot, key.operation, message);
+    unmatched_tags_.emplace(key.group, key.slot);
+    if (receive && group != groups_.end()) {
+      const StepRef ref = tokens_.at(receive->token);
+      const auto& ranks = group->second.group->ranks;
+      const auto at = std::find(ranks.begin(), ranks.end(), peer);
+      ref.operation->source_rank = static_cast<uint32_t>(at - ranks.begin());
+    }
+  } else {
+    receive = collectives_.take({key.group, key.operation, peer, key.slot}, message);
+    if (!receive && signature != nullptr) {
+      claims_.push_back({key.group, key.operation, peer, *signature});
+    }
+  }
+  if (!receive) return {Match::Verdict::kHold, {}};
+  return {Match::Verdict::kPosted, *receive};
+}
+
+void Engine::match_point_to_point(uint64_t group, uint32_t tag) {
+  while (const auto pair = point_to_point_.take_pair(group, tag)) {
+    const StepRef ref = tokens_.at(pair->receive.token);
+    const auto& ranks = ref.operation->group().ranks;
+    const auto at = std::find(ranks.begin(), ranks.end(), pair->message.peer);
+    ref.operation->source_rank = static_cast<uint32_t>(at - ranks.begin());
+    attach(pair->message.peer, pair->message.message_id, pair->receive);
+  }
+}
+
+void Engine::complete_step(StepRef ref) {
+  Operation& operation = *ref.operation;
+  operation.states[ref.step].is_done = true;
+  --operation.steps_left;
+  std::vector<uint32_t> ready;
+  for (uint32_t d = operation.dependent_begin[ref.step];
+       d < operation.dependent_begin[ref.step + 1]; ++d) {
+    if (--operation.states[operation.dependents[d]].waits_for == 0) {
+      ready.push_back(operation.dependents[d]);
+    }
+  }
+  run_ready(operation, std::move(ready));
+}
+
+// Takes everything back that the operation has posted, so that its memory may go away.
+void Engine::release_steps(Operation& operation) {
+  const OperationRequest& request = operation.request();
+  const uint64_t group = operation.group().wire_id;
+  for (uint32_t i = 0; i < operation.states.size(); ++i) {
+    const Operation::StepState& state = operation.states[i];
+    if (!state.is_started || state.is_done || state.token == 0) continue;
+    const Step& step = request.schedule.steps[i];
+    tokens_.erase(state.token);
+    if (step.kind == StepKind::kSend) {
+      endpoint_.withdraw_send(operation.group().ranks[step.peer], state.token);
+      continue;
+    }
+    if (operation.is_point_to_point()) {
+      point_to_point_.withdraw(group, request.tag, state.token);
+    } else {
+      collectives_.withdraw(
+          {group, operation.sequence, operation.group().ranks[step.peer], step.slot});
+    }
+    const uint32_t peer = step.peer == kAnySource ? operation.source_rank : step.peer;
+    if (peer != kAnySource) {
+      endpoint_.withdraw_receive(operation.group().ranks[peer], state.token);
+    }
+  }
+}
+
+}  // namespace securefabric::collective

@@ -1,0 +1,89 @@
+// Which inbound message belongs to which posted receive.
+//
+// Collectives match exactly: (peer, group, operation, slot) names one message. Point-to-point
+// messages match in order: the n-th message of a (peer, tag) goes to the first posted receive of
+// that tag that accepts the peer, and receives are served in the order of posting (MPI-4.1 §3.5).
+// Engine thread; nothing here calls back into the transport.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "base/ids.h"
+#include "transport/message.h"
+#include "wire/frames.h"
+
+namespace securefabric::collective {
+
+// A message that has begun to arrive and has no receive yet.
+struct HeldMessage {
+  base::Rank peer;                           // global rank of the sender
+  uint64_t message_id = 0;                   // of the transport
+  uint64_t length = 0;                       // bytes
+  std::optional<wire::Signature> signature;  // once its first fragment arrived
+};
+
+class CollectiveMatching {
+ public:
+  struct Key {
+    uint64_t group = 0;
+    uint64_t operation = 0;
+    base::Rank peer;
+    uint32_t slot = 0;
+    auto operator<=>(const Key&) const = default;
+  };
+
+  // Returns the held message for this receive, if it has begun; otherwise remembers the receive.
+  std::optional<HeldMessage> post(const Key& key, const transport::PostedReceive& receive);
+  void withdraw(const Key& key) { posted_.erase(key); }
+  // Takes the posted receive for a message that begins; otherwise remembers the message.
+  std::optional<transport::PostedReceive> take(const Key& key, const HeldMessage& message);
+  // Messages that were held for an operation, with their keys.
+  std::vector<std::pair<Key, HeldMessage>> held_for(uint64_t group, uint64_t operation) const;
+  void drop_group(uint64_t group);
+
+ private:
+  std::map<Key, transport::PostedReceive> posted_;
+  std::map<Key, HeldMessage> held_;
+};
+
+class PointToPointMatching {
+ public:
+  struct Pair {
+    transport::PostedReceive receive;
+    HeldMessage message;
+  };
+
+  // `source` is a global rank, or nothing for any.
+  void post(uint64_t group, uint32_t tag, std::optional<base::Rank> source,
+            const transport::PostedReceive& receive);
+  void withdraw(uint64_t group, uint32_t tag, transport::Token token);
+  // Offers a message that begins to arrive. The receive, if it can be matched at once.
+  std::optional<transport::PostedReceive> offer(uint64_t group, uint32_t tag, uint64_t sequence,
+                                                const HeldMessage& message);
+  // The next pair of a posted receive and a held message that belong together, if there is one.
+  std::optional<Pair> take_pair(uint64_t group, uint32_t tag);
+  void drop_group(uint64_t group);
+
+ private:
+  struct Posted {
+    std::optional<base::Rank> source;   // nothing: any
+    transport::PostedReceive receive;
+  };
+  struct Lane {
+    uint64_t next_sequence = 0;                // of the next message to match
+    std::map<uint64_t, HeldMessage> waiting;   // by sequence
+  };
+  struct TagQueue {
+    std::deque<Posted> posted;              // in the order of posting
+    std::map<base::Rank, Lane> lanes;       // by sender
+  };
+
+  std::map<std::pair<uint64_t, uint32_t>, TagQueue> queues_;  // by (group, tag)
+};
+
+}  // namespace securefabric::collective
