@@ -1,0 +1,122 @@
+// The fabric of one process: keys, sockets, engine and threads, shared by all its process groups.
+//
+// Peers are found through a callback (`Resolve`) that reads and verifies their roster entries; it
+// may take its time, so it runs on a thread of its own and the engine is answered when it is done.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/result.h"
+#include "crypto/job_key.h"
+#include "net/driver.h"
+
+namespace securefabric::net {
+
+struct FabricConfig {
+  base::Rank rank;                     // of this process in the world
+  uint32_t world_size = 1;             // ranks in the job
+  uint32_t local_world_size = 0;       // ranks on this host; 0 when nobody knows
+  std::vector<std::string> addresses;  // IPs to bind; empty: by `interfaces`
+  std::string interfaces;              // grammar of SECUREFABRIC_SOCKET_IFNAME; empty: default
+  size_t sockets_per_interface = 2;    // UDP sockets bound on each address
+  size_t paths_per_peer = 4;           // sending paths to each peer
+  base::Duration join_timeout = transport::kJoinTimeoutDefault;
+  base::Duration death_timeout = transport::kDeathTimeoutDefault;
+  base::Duration heartbeat = transport::kHeartbeatDefault;
+  bool use_gso = true;                 // segmentation offload, where the kernel has it
+  bool use_gro = true;                 // receive offload, likewise
+  std::string spin = "auto";           // "always", "never" or "auto"
+  unsigned generation_bits = 0;        // 0: the most that the suite allows
+};
+
+// What statistics show, taken in one moment.
+struct FabricStats {
+  size_t peers = 0;                     // with a link
+  size_t paths_active = 0;              // confirmed and usable now
+  size_t paths_used = 0;                // that carried more than their confirmation
+  bool has_gso = false;                 // no destination has refused it
+  bool has_gro = false;                 // reads may be joined
+  uint64_t kernel_drops = 0;            // datagrams lost to full receive buffers
+  transport::TrafficCounters traffic;
+  transport::DropCounters drops;
+};
+
+class Fabric {
+ public:
+  // The verified entry of a rank; nothing while the rank has published none; an error when what it
+  // published cannot be accepted. `group_key` names a group that the rank is a member of.
+  using Resolve = std::function<base::Result<std::optional<transport::PeerDescription>>(
+      const std::string& group_key, base::Rank rank)>;
+
+  static base::Result<std::shared_ptr<Fabric>> make(const FabricConfig& config,
+                                                    const crypto::JobKey& job_key,
+                                                    Resolve resolve);
+  ~Fabric();
+  Fabric(const Fabric&) = delete;
+  Fabric& operator=(const Fabric&) = delete;
+
+  // What the own roster entry says.
+  const std::array<uint8_t, 32>& public_key() const { return public_key_; }
+  const base::BootId& boot_id() const { return boot_id_; }
+  base::Spi spi_base() const { return spi_base_; }
+  const std::vector<base::SocketAddress>& addresses() const { return addresses_; }
+  size_t datagram_bytes_max() const { return datagram_bytes_max_; }
+  crypto::Suite suite() const { return suite_; }
+  base::Rank rank() const { return rank_; }
+
+  // The entry as published: link keys are bound to it. Before the first group is added.
+  base::Status set_entry(base::Bytes entry);
+
+  // A group joins the fabric. `group_key` is equal on all members and never used twice; with
+  // `eager_connect` all members are linked now.
+  base::Result<std::shared_ptr<collective::Group>> add_group(const std::string& group_key,
+                                                             const std::string& name, uint32_t rank,
+                                                             std::vector<base::Rank> ranks,
+                                                             bool eager_connect);
+  // Fails what runs in the group. With a reason, the members are told.
+  void remove_group(const std::shared_ptr<collective::Group>& group,
+                    const std::optional<base::Error>& reason);
+
+  Driver& driver() { return *driver_; }
+  FabricStats stats();
+
+  // Any thread, idempotent, bounded; nothing in a forked child.
+  void shutdown();
+
+ private:
+  Fabric() = default;
+
+  void resolver_loop();
+  // Asks for the entry of one rank; true when the engine was given an answer.
+  bool resolve_once(base::Rank rank);
+  void want(base::Rank rank);
+
+  base::Rank rank_;
+  crypto::Suite suite_ = crypto::Suite::kAes256Gcm;
+  std::array<uint8_t, 32> public_key_{};
+  base::BootId boot_id_{};
+  base::Spi spi_base_;
+  std::vector<base::SocketAddress> addresses_;  // one per socket
+  size_t datagram_bytes_max_ = 0;
+  base::Duration join_timeout_;
+  bool uses_gro_ = false;
+
+  Resolve resolve_;                       // resolver thread only
+  std::unique_ptr<Driver> driver_;
+  std::mutex mutex_;                      // guards what follows; never held while calling out
+  std::condition_variable wake_;          // the resolver thread has something to do
+  std::map<base::Rank, base::Instant> wanted_;   // ranks to resolve, and since when
+  std::map<std::string, std::vector<base::Rank>> groups_;  // members by group key
+  bool is_stopping_ = false;
+  std::unique_ptr<std::thread> resolver_thread_;
+};
+
+}  // namespace securefabric::net

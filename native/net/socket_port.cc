@@ -1,0 +1,81 @@
+#include "net/socket_port.h"
+
+#include <algorithm>
+
+namespace securefabric::net {
+
+using base::Error;
+using base::ErrorCode;
+using base::Instant;
+using base::Result;
+
+SocketPort::SocketPort(std::vector<UdpSocket> sockets) : sockets_(std::move(sockets)) {
+  SF_CHECK(!sockets_.empty() && sockets_.size() <= transport::kSocketsMax);
+}
+
+Result<bool> SocketPort::receive(collective::Engine& engine, Instant now) {
+  bool any = false;
+  for (size_t i = 0; i < sockets_.size(); ++i) {
+    const auto bursts = sockets_[i].receive(buffers_);
+    if (!bursts) return bursts.error();
+    for (const ReceivedBurst& burst : bursts.value()) {
+      any = true;
+      const bool is_marked_ce = burst.ecn == base::Ecn::kCe;
+      for (size_t at = 0; at < burst.bytes.size(); at += burst.segment_bytes) {
+        const size_t length = std::min(burst.segment_bytes, burst.bytes.size() - at);
+        engine.handle_datagram(now, static_cast<uint8_t>(i), is_marked_ce,
+                               burst.bytes.subspan(at, length));
+      }
+    }
+  }
+  return any;
+}
+
+Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {
+  if (const auto finished = finish_unsent(); !finished || !finished.value()) return finished;
+  bool any = false;
+  transport::Transmit out;
+  while (engine.poll_transmit(now, out)) {
+    any = true;
+    const auto done = send(out.socket, out.to, out.segment_bytes, out.bytes);
+    if (!done) return done.error();
+    if (done.value() < out.bytes.size()) {
+      unsent_.push_back({out.socket, out.to, out.segment_bytes,
+                         base::to_vector(out.bytes.subspan(done.value()))});
+      break;
+    }
+  }
+  return any;
+}
+
+// True when nothing is left over.
+Result<bool> SocketPort::finish_unsent() {
+  if (unsent_.empty()) return true;
+  Unsent& rest = unsent_.front();
+  const auto done = send(rest.socket, rest.to, rest.segment_bytes, rest.bytes);
+  if (!done) return done.error();
+  if (done.value() < rest.bytes.size()) {
+    rest.bytes.erase(rest.bytes.begin(), rest.bytes.begin() + static_cast<ptrdiff_t>(done.value()));
+    return false;
+  }
+  unsent_.pop_front();
+  return true;
+}
+
+Result<size_t> SocketPort::send(uint8_t socket, const base::SocketAddress& to,
+                                size_t segment_bytes, base::Bytes bytes) {
+  const SendResult result = sockets_[socket].send_burst(to, bytes, segment_bytes);
+  switch (result.outcome) {
+    case SendOutcome::kWouldBlock: return std::min(result.segments_taken * segment_bytes, bytes.size());
+    // Like a loss on the network: the transport sends the data again, on another path if it can.
+    case SendOutcome::kSent:
+    case SendOutcome::kUnreachable:
+    case SendOutcome::kMessageTooLong: return bytes.size();
+    case SendOutcome::kFatal: break;
+  }
+  return Error{ErrorCode::kSystem, "UDP socket " + sockets_[socket].local_address().to_text() +
+                                       " cannot be used any more (errno " +
+                                       std::to_string(result.error_number) + ")"};
+}
+
+}  // namespace securefabric::net

@@ -1,0 +1,51 @@
+// Moves datagrams between an engine and its UDP sockets: one turn in, one turn out. No threads.
+//
+// in:   recvmmsg (bursts joined by GRO) ─► split into datagrams ─► Engine::handle_datagram
+// out:  Engine::poll_transmit (one GSO burst) ─► sendmsg; a burst that the socket does not take
+//       whole is kept and finished first, so that no sealed packet is dropped on this host.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <vector>
+
+#include "base/time.h"
+#include "collective/engine.h"
+#include "net/receive_buffers.h"
+#include "net/udp_socket.h"
+
+namespace securefabric::net {
+
+class SocketPort {
+ public:
+  explicit SocketPort(std::vector<UdpSocket> sockets);
+
+  // Hands in what has arrived, at most one batch per socket. True when anything had.
+  base::Result<bool> receive(collective::Engine& engine, base::Instant now);
+  // Sends all that the engine has. True when anything was sent.
+  base::Result<bool> transmit(collective::Engine& engine, base::Instant now);
+
+  // A socket's send buffer is full: poll for writability, then transmit again.
+  bool is_blocked() const { return !unsent_.empty(); }
+  const std::vector<UdpSocket>& sockets() const { return sockets_; }
+
+ private:
+  // The rest of a burst.
+  struct Unsent {
+    uint8_t socket = 0;
+    base::SocketAddress to;
+    size_t segment_bytes = 0;
+    std::vector<uint8_t> bytes;
+  };
+
+  base::Result<bool> finish_unsent();
+  // Returns how many bytes are done with: sent, or lost on the way like on any network.
+  base::Result<size_t> send(uint8_t socket, const base::SocketAddress& to, size_t segment_bytes,
+                            base::Bytes bytes);
+
+  std::vector<UdpSocket> sockets_;  // indexed as in path ids
+  ReceiveBuffers buffers_;          // shared by all sockets: stays in cache
+  std::deque<Unsent> unsent_;       // at most one: transmit stops at the first
+};
+
+}  // namespace securefabric::net
