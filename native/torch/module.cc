@@ -1,0 +1,277 @@
+// securefabric._C: the fabric and the backend as Python sees them. securefabric/_C.pyi has the types.
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/chrono.h>
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "net/fabric.h"
+#include "net/interfaces.h"
+#include "torch/backend.h"
+#include "torch/errors.h"
+
+namespace py = pybind11;
+
+namespace securefabric::torch_room {
+namespace {
+
+using base::Bytes;
+using base::Duration;
+using base::Error;
+using base::ErrorCode;
+
+template <typename T>
+using IntrusiveClass = c10::intrusive_ptr<T>;
+
+py::bytes to_bytes(Bytes bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+std::vector<uint8_t> from_bytes(const py::handle& object) {
+  const auto text = object.cast<std::string>();
+  return base::to_vector(base::as_bytes(text));
+}
+
+Duration from_seconds(double seconds) {
+  return Duration::nanos(static_cast<int64_t>(seconds * 1e9));
+}
+
+// What securefabric.roster.PeerEntry holds. GIL held.
+transport::PeerDescription peer_from(const py::object& entry) {
+  transport::PeerDescription peer;
+  peer.rank = base::Rank{entry.attr("rank").cast<uint32_t>()};
+  const auto boot_id = from_bytes(entry.attr("boot_id"));
+  if (boot_id.size() != peer.boot_id.size()) throw py::value_error("boot_id must have 16 bytes");
+  std::copy(boot_id.begin(), boot_id.end(), peer.boot_id.begin());
+  peer.public_key = from_bytes(entry.attr("public_key"));
+  peer.spi_base = base::Spi{entry.attr("spi_base").cast<uint32_t>()};
+  for (const auto& text : entry.attr("addresses").cast<std::vector<std::string>>()) {
+    peer.addresses.push_back(value_or_throw(base::SocketAddress::parse(text)));
+  }
+  peer.datagram_bytes_max = entry.attr("max_datagram").cast<size_t>();
+  peer.entry = from_bytes(entry.attr("entry_bytes"));
+  return peer;
+}
+
+// The message of a Python exception behind the name of its class, as errors.py knows it.
+Error error_from(const py::error_already_set& raised) {
+  const auto kind = raised.type().attr("__name__").cast<std::string>();
+  const auto text = py::str(raised.value()).cast<std::string>();
+  return Error{ErrorCode::kAuth, kind + ": " + text};
+}
+
+// A Python callable that native threads call. It is released with the GIL held, or never.
+class Resolver {
+ public:
+  explicit Resolver(py::object callable)
+      : callable_(new py::object(std::move(callable)), [](py::object* held) {
+          if (Py_IsInitialized() == 0) return;
+          const py::gil_scoped_acquire gil;
+          delete held;
+        }) {}
+
+  base::Result<std::optional<transport::PeerDescription>> operator()(const std::string& group_key,
+                                                                     base::Rank rank) const {
+    const py::gil_scoped_acquire gil;
+    try {
+      const py::object entry = (*callable_)(group_key, rank.value);
+      if (entry.is_none()) return std::optional<transport::PeerDescription>();
+      return std::optional(peer_from(entry));
+    } catch (const py::error_already_set& raised) {
+      return error_from(raised);
+    } catch (const std::exception& raised) {
+      return Error{ErrorCode::kSystem, raised.what()};
+    }
+  }
+
+ private:
+  std::shared_ptr<py::object> callable_;
+};
+
+// Python's handle of the fabric; groups and works share what it points to.
+struct FabricHandle {
+  std::shared_ptr<net::Fabric> fabric;
+  bool eager_connect = false;
+};
+
+std::unique_ptr<FabricHandle> make_fabric(uint32_t rank, uint32_t world_size,
+                                          uint32_t local_world_size, const py::bytearray& key_text,
+                                          std::vector<std::string> addresses,
+                                          std::string interfaces, size_t sockets_per_interface,
+                                          size_t paths_per_peer, double join_timeout_s,
+                                          double death_timeout_s, double heartbeat_s, bool gso,
+                                          bool gro, std::string spin, bool eager_connect,
+                                          unsigned generation_bits, py::object resolve) {
+  net::FabricConfig config;
+  config.rank = base::Rank{rank};
+  config.world_size = world_size;
+  config.local_world_size = local_world_size;
+  config.addresses = std::move(addresses);
+  config.interfaces = std::move(interfaces);
+  config.sockets_per_interface = sockets_per_interface;
+  config.paths_per_peer = paths_per_peer;
+  config.join_timeout = from_seconds(join_timeout_s);
+  config.death_timeout = from_seconds(death_timeout_s);
+  config.heartbeat = from_seconds(heartbeat_s);
+  config.use_gso = gso;
+  config.use_gro = gro;
+  config.spin = std::move(spin);
+  config.generation_bits = generation_bits;
+  // parse() wipes the caller's bytearray, which is the only copy that Python has.
+  auto* text = reinterpret_cast<uint8_t*>(PyByteArray_AsString(key_text.ptr()));
+  const crypto::JobKey key =
+      value_or_throw(crypto::JobKey::parse(base::MutableBytes(text, key_text.size())));
+  auto handle = std::make_unique<FabricHandle>();
+  handle->eager_connect = eager_connect;
+  const Resolver resolver(std::move(resolve));
+  const py::gil_scoped_release unlocked;
+  handle->fabric = value_or_throw(net::Fabric::make(config, key, resolver));
+  return handle;
+}
+
+py::dict drops_dict(const transport::DropCounters& drops) {
+  py::dict out;
+  out["too_short"] = drops.too_short;
+  out["bad_version"] = drops.bad_version;
+  out["unknown_spi"] = drops.unknown_spi;
+  out["path_mismatch"] = drops.path_mismatch;
+  out["stale_generation"] = drops.stale_generation;
+  out["future_generation"] = drops.future_generation;
+  out["replay_duplicate"] = drops.replay_duplicate;
+  out["replay_too_old"] = drops.replay_too_old;
+  out["auth_failed"] = drops.auth_failed;
+  out["packet_limit"] = drops.packet_limit;
+  out["unconfirmed"] = drops.unconfirmed;
+  out["malformed"] = drops.malformed;
+  out["peer_closed"] = drops.peer_closed;
+  return out;
+}
+
+py::dict stats_dict(const net::FabricStats& stats) {
+  py::dict out;
+  out["peers"] = stats.peers;
+  out["paths_active"] = stats.paths_active;
+  out["paths_used"] = stats.paths_used;
+  out["gso"] = stats.has_gso;
+  out["gro"] = stats.has_gro;
+  out["kernel_drops"] = stats.kernel_drops;
+  const transport::TrafficCounters& traffic = stats.traffic;
+  out["packets_sealed"] = traffic.packets_sealed;
+  out["bytes_sealed"] = traffic.bytes_sealed;
+  out["packets_opened"] = traffic.packets_opened;
+  out["bytes_opened"] = traffic.bytes_opened;
+  out["message_bytes_sent"] = traffic.message_bytes_sent;
+  out["message_bytes_received"] = traffic.message_bytes_received;
+  out["packets_lost"] = traffic.packets_lost;
+  out["fragments_resent"] = traffic.fragments_resent;
+  out["bytes_resent"] = traffic.bytes_resent;
+  out["spurious_losses"] = traffic.spurious_losses;
+  out["duplicate_fragments"] = traffic.duplicate_fragments;
+  out["probe_timeouts"] = traffic.probe_timeouts;
+  out["paths_suspected"] = traffic.paths_suspected;
+  out["acks_sent"] = traffic.acks_sent;
+  out["ce_received"] = traffic.ce_received;
+  out["unexpected_messages"] = traffic.unexpected_messages;
+  out["drops"] = drops_dict(stats.drops);
+  return out;
+}
+
+std::vector<std::string> address_texts(const net::Fabric& fabric) {
+  std::vector<std::string> texts;
+  for (const base::SocketAddress& address : fabric.addresses()) texts.push_back(address.to_text());
+  return texts;
+}
+
+std::vector<std::tuple<std::string, std::string, uint32_t>> selected_interfaces(
+    const std::string& grammar) {
+  const auto all = value_or_throw(net::list_interfaces());
+  std::vector<std::tuple<std::string, std::string, uint32_t>> selected;
+  for (const auto& interface : value_or_throw(net::select_interfaces(all, grammar))) {
+    selected.emplace_back(interface.name, interface.address.ip_text(), interface.mtu);
+  }
+  return selected;
+}
+
+void bind_fabric(py::module_& module) {
+  py::class_<FabricHandle>(module, "Fabric")
+      .def(py::init(&make_fabric), py::kw_only(), py::arg("rank"), py::arg("world_size"),
+           py::arg("local_world_size"), py::arg("job_key_text"), py::arg("addresses"),
+           py::arg("interfaces"), py::arg("sockets_per_interface"), py::arg("paths_per_peer"),
+           py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
+           py::arg("gso"), py::arg("gro"), py::arg("spin"), py::arg("eager_connect"),
+           py::arg("generation_bits"), py::arg("resolve"))
+      .def_property_readonly(
+          "public_key", [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
+      .def_property_readonly("boot_id",
+                             [](const FabricHandle& h) { return to_bytes(h.fabric->boot_id()); })
+      .def_property_readonly("spi_base",
+                             [](const FabricHandle& h) { return h.fabric->spi_base().value; })
+      .def_property_readonly("addresses",
+                             [](const FabricHandle& h) { return address_texts(*h.fabric); })
+      .def_property_readonly("max_datagram",
+                             [](const FabricHandle& h) { return h.fabric->datagram_bytes_max(); })
+      .def_property_readonly(
+          "suite", [](const FabricHandle& h) { return crypto::suite_name(h.fabric->suite()); })
+      .def("set_entry",
+           [](FabricHandle& h, const py::bytes& entry) {
+             const auto bytes = from_bytes(entry);
+             const py::gil_scoped_release unlocked;
+             const base::Status status = h.fabric->set_entry(bytes);
+             if (!status) throw_error(status.error());
+           })
+      .def("stats",
+           [](FabricHandle& h) {
+             net::FabricStats stats;
+             {
+               const py::gil_scoped_release unlocked;
+               stats = h.fabric->stats();
+             }
+             return stats_dict(stats);
+           })
+      .def("shutdown", [](FabricHandle& h) { h.fabric->shutdown(); },
+           py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_backend(py::module_& module) {
+  using Options = Backend::Options;
+  py::class_<Options, c10d::Backend::Options, c10::intrusive_ptr<Options>>(module, "Options")
+      .def(py::init([](std::chrono::milliseconds timeout) {
+             return c10::make_intrusive<Options>(timeout);
+           }),
+           py::arg("timeout") = kBackendDefaultTimeout)
+      .def("__copy__", [](const Options& self) { return Options::copy_of(self); })
+      .def("__deepcopy__",
+           [](const Options& self, const py::dict&) { return Options::copy_of(self); });
+
+  py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(module, "Backend")
+      .def(py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
+                       const std::string& group_name, const std::string& group_key,
+                       const std::vector<int64_t>& global_ranks,
+                       std::chrono::milliseconds timeout) {
+             const py::gil_scoped_release unlocked;
+             return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
+                                                 group_key, global_ranks, timeout,
+                                                 handle.eager_connect);
+           }),
+           py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
+           py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
+           py::arg("global_ranks"), py::arg("timeout"));
+}
+
+}  // namespace
+}  // namespace securefabric::torch_room
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The native core behind torch: fabric and backend.";
+  // c10d's types must be registered before ours derive from them.
+  py::module_::import("torch.distributed");
+  securefabric::torch_room::bind_fabric(module);
+  securefabric::torch_room::bind_backend(module);
+  module.def("select_interfaces", &securefabric::torch_room::selected_interfaces,
+             py::arg("grammar"));
+}
