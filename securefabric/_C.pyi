@@ -1,0 +1,75 @@
+"""The native core behind torch: the whole of what Python uses of it, in one place."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch._C._distributed_c10d import Backend as _C10dBackend
+from torch._C._distributed_c10d import Store
+
+from .roster import PeerEntry
+
+class Options(_C10dBackend.Options):
+    """What ``Backend.options`` returns; it can be copied, as ``split_group`` does."""
+
+    def __init__(self, timeout: timedelta = ...) -> None: ...
+    def __copy__(self) -> Options: ...
+    def __deepcopy__(self, memo: dict[int, object]) -> Options: ...
+
+class Fabric:
+    """Sockets, keys, peers and engine of this process."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        local_world_size: int,
+        job_key_text: bytearray,
+        addresses: list[str],
+        interfaces: str,
+        sockets_per_interface: int,
+        paths_per_peer: int,
+        join_timeout_s: float,
+        death_timeout_s: float,
+        heartbeat_s: float,
+        gso: bool,
+        gro: bool,
+        spin: str,
+        eager_connect: bool,
+        generation_bits: int,
+        resolve: Callable[[str, int], PeerEntry | None],
+    ) -> None: ...
+    @property
+    def public_key(self) -> bytes: ...
+    @property
+    def boot_id(self) -> bytes: ...
+    @property
+    def spi_base(self) -> int: ...
+    @property
+    def addresses(self) -> list[str]: ...
+    @property
+    def max_datagram(self) -> int: ...
+    @property
+    def suite(self) -> str: ...
+    def set_entry(self, own_entry: bytes) -> None: ...
+    def stats(self) -> dict[str, int | bool | dict[str, int]]: ...
+    def shutdown(self) -> None: ...
+
+class Backend(_C10dBackend):
+    """One process group."""
+
+    def __init__(
+        self,
+        *,
+        fabric: Fabric,
+        store: Store,
+        group_rank: int,
+        group_size: int,
+        group_name: str,
+        group_key: str,
+        global_ranks: list[int],
+        timeout: timedelta,
+    ) -> None: ...
+
+def select_interfaces(grammar: str) -> list[tuple[str, str, int]]:
+    """Return (name, address, mtu) of what SECUREFABRIC_SOCKET_IFNAME=grammar chooses."""

@@ -1,0 +1,68 @@
+"""securefabric: a torch.distributed backend whose every byte crosses the network sealed.
+
+``torch.distributed.init_process_group("securefabric")`` needs no import of this package, which
+holds the settings (``Options``), the statistics (``stats``, ``summary``) and the errors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from . import errors
+    from .errors import SecureFabricError
+    from .options import Options
+    from .statistics import Stats, stats, summary
+
+__all__ = [
+    "Options",
+    "SecureFabricError",
+    "Stats",
+    "__version__",
+    "errors",
+    "stats",
+    "summary",
+]
+
+# Where each public name lives. They are imported on first use, so that the command line and the
+# launchers do not pay for `import torch`.
+_HOMES = {
+    "Options": "options",
+    "SecureFabricError": "errors",
+    "Stats": "statistics",
+    "stats": "statistics",
+    "summary": "statistics",
+}
+_ROOMS = {"errors", "simulate"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value: object = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _register() -> None:
+    """Register with torch unless torch will do so by itself when it is imported."""
+    is_autoload_on = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1"
+    if "torch" not in sys.modules and is_autoload_on:
+        return
+    from ._torch_autoload import autoload
+
+    autoload()
+
+
+_register()

@@ -1,0 +1,145 @@
+"""The bulletin board: where a rank publishes its entry and finds the entries of the others.
+
+It is the store of a process group, which is not trusted (roster.py verifies what comes from it).
+Look-ups come from a native thread while Python may wait on the same store, and a c10d store serves
+one call at a time; so a board works on a clone. The clone is only a client: keeping it does not
+keep the store's server alive.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
+
+from .errors import DuplicateRank, IdentityError, JoinTimeout, StoreUnavailable
+from .roster import PeerEntry, Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch._C._distributed_c10d import Store
+
+__all__ = ["Board", "agree_on_group_key"]
+
+T = TypeVar("T")
+
+_ENTRY: Final = "securefabric/entry/{rank}"
+_JOINS: Final = "securefabric/joins/{rank}"
+_NONCE: Final = "securefabric/group/{joins}"
+
+
+class _Client(Protocol):
+    """What is used of a c10d store; torch's own stub knows less of it than there is."""
+
+    def set(self, key: str, value: bytes | str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def set_timeout(self, timeout: timedelta) -> None: ...
+    def clone(self) -> _Client: ...
+
+
+class Board:
+    """Entries of ranks in one store. Calls may come from several threads."""
+
+    def __init__(self, store: Store, roster: Roster, join_timeout_s: float) -> None:
+        self._roster = roster
+        self._lock = threading.Lock()  # one call at a time; the store would make us wait anyway
+        self._store = _clone(store)
+        self._store.set_timeout(timedelta(seconds=join_timeout_s))
+
+    def publish(self, *, former_entries: frozenset[bytes]) -> None:
+        """Put this process's entry on the board.
+
+        former_entries are those that this process published before and may replace. Raises
+        DuplicateRank when another process's valid entry stands there.
+        """
+        roster = self._roster
+        with self._lock:
+            standing = self._ask(lambda: self._entry_of(roster.own.rank))
+            if standing is not None and standing not in former_entries:
+                self._refuse_claimed(standing)
+            key = _ENTRY.format(rank=roster.own.rank)
+            self._ask(lambda: self._store.set(key, roster.own_entry))
+
+    def look_up(self, rank: int) -> PeerEntry | None:
+        """Return the verified entry of a rank; None when it has published none yet.
+
+        Does not wait. Raises an IdentityError that says why an entry cannot be accepted, and
+        DuplicateRank when another process took this process's own place on the board.
+        """
+        with self._lock:
+            own = self._ask(lambda: self._entry_of(self._roster.own.rank))
+            entry = self._ask(lambda: self._entry_of(rank))
+        if own is not None:
+            self._roster.check_not_replaced(own)
+        return None if entry is None else self._roster.verify(rank, entry)
+
+    def _entry_of(self, rank: int) -> bytes | None:
+        key = _ENTRY.format(rank=rank)
+        return self._store.get(key) if self._store.check([key]) else None
+
+    def _refuse_claimed(self, standing: bytes) -> None:
+        try:
+            self._roster.check_not_replaced(standing)
+        except DuplicateRank as error:
+            raise DuplicateRank(
+                f"{error}; if that process has died, restart the whole job on a fresh store"
+            ) from None
+        except IdentityError:
+            pass  # not a process of this job: nobody believes that entry, so it may be replaced
+
+    def _ask(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except RuntimeError as error:  # torch's DistStoreError and DistNetworkError
+            raise _unavailable(error) from error
+
+
+def agree_on_group_key(
+    store: Store,
+    *,
+    group_name: str,
+    group_rank: int,
+    global_ranks: list[int],
+    join_timeout_s: float,
+) -> str:
+    """Return a name for this incarnation of a group that is the same on all its members.
+
+    Group names repeat after ``destroy_process_group``; frames of the former group may still be on
+    their way and must not meet the new one. So the group's first rank draws a nonce, and the others
+    wait for it. Each member counts its joins, in case the store outlives the group.
+    Raises JoinTimeout when the first rank does not come.
+    """
+    try:
+        joins = store.add(_JOINS.format(rank=group_rank), 1)
+    except RuntimeError as error:
+        raise _unavailable(error) from error
+    key = _NONCE.format(joins=joins)
+    if group_rank == 0:
+        store.set(key, secrets.token_hex(8))
+    try:
+        store.wait([key], timedelta(seconds=join_timeout_s))
+    except RuntimeError as error:
+        raise JoinTimeout(
+            f"rank {global_ranks[0]} did not join group {group_name!r} within {join_timeout_s:g} s "
+            f"(this is rank {global_ranks[group_rank]}): it has not called new_group or "
+            f"init_process_group, has failed, or cannot reach the store [{error}]"
+        ) from error
+    return f"{group_name}:{store.get(key).decode('ascii', 'replace')[:16]}"
+
+
+def _clone(store: Store) -> _Client:
+    client = cast(_Client, store)
+    try:
+        return client.clone()
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return client  # a store written in Python: its author answers for its threads
+
+
+def _unavailable(error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the process group's store does not answer; is the process that hosts it (rank 0, or the "
+        f"launcher) still alive and reachable? [{error}]"
+    )

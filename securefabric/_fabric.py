@@ -1,0 +1,250 @@
+"""The one fabric of this process, shared by all its groups: who holds what, and when it dies.
+
+It is made with the first group, keeps its sockets, keys and links when groups come and go, and
+ends with the process. A process that comes back with another rank or world size gets a new one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import ipaddress
+import os
+from typing import TYPE_CHECKING
+
+from . import _native, placement
+from ._board import Board, agree_on_group_key
+from .errors import ConfigError, ForkError, SecureFabricError, classify
+from .identity import read_key_text
+from .options import Options
+from .roster import PROTOCOL_VERSION, Credential, EntryBody, PeerEntry, Roster, policy_digest
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+    from . import _C
+
+__all__ = ["ProcessFabric", "current_fabric", "fabric_for"]
+
+
+class ProcessFabric:
+    """The native fabric, and the boards on which it finds its peers."""
+
+    def __init__(self, *, rank: int, world_size: int, options: Options, is_one_host: bool) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.options = options
+        self._pid = os.getpid()
+        self._world_board: Board | None = None
+        self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
+        credential, self.native = self._make_native(is_one_host)
+        self.suite = self.native.suite
+        self.roster = Roster(credential, self._own_body())
+        self.native.set_entry(self.roster.own_entry)
+
+    def join_group(
+        self, store: Store, *, group_name: str, group_rank: int, global_ranks: list[int]
+    ) -> str:
+        """Publish this rank to the members of a group and return the group's key.
+
+        global_ranks is empty for the world's group. Its board serves all groups, since every rank
+        is on it; only where another backend has that group, each group brings its own.
+        """
+        self.check_not_forked()
+        is_world = not global_ranks
+        board: Board | None = None
+        if is_world or self._world_board is None:
+            board = Board(store, self.roster, self.options.join_timeout_s)
+            board.publish(former_entries=frozenset(_published))
+            _published.add(self.roster.own_entry)
+        group_key = agree_on_group_key(
+            store,
+            group_name=group_name,
+            group_rank=group_rank,
+            global_ranks=global_ranks or list(range(self.world_size)),
+            join_timeout_s=self.options.join_timeout_s,
+        )
+        if is_world:
+            self._world_board = board
+        elif board is not None:
+            self._boards[group_key] = board
+        return group_key
+
+    def resolve(self, group_key: str, rank: int) -> PeerEntry | None:
+        """Find a peer for the native core, which calls this from a thread of its own."""
+        board = self._boards.get(group_key) or self._world_board
+        if board is None:
+            raise SecureFabricError(f"group {group_key} was never joined")
+        return board.look_up(rank)
+
+    def check_not_forked(self) -> None:
+        """Raise ForkError in a child that was forked after this fabric was made."""
+        if os.getpid() != self._pid:
+            raise ForkError(
+                f"this process was forked from process {self._pid} after init_process_group; its "
+                "copy of the keys is gone. Start it with multiprocessing's 'spawn' or 'forkserver'"
+            )
+
+    def shutdown(self) -> None:
+        """Say goodbye to all peers and stop; bounded in time, and nothing in a forked child."""
+        if os.getpid() == self._pid:
+            self.native.shutdown()
+
+    def _make_native(self, is_one_host: bool) -> tuple[Credential, _C.Fabric]:
+        _native.check_torch_version()
+        path = self.options.key_file
+        text = read_key_text(path)
+        try:
+            credential = _parsed(bytearray(text), path)
+            return credential, self._make_fabric(text, is_one_host)
+        except ValueError as error:  # the core's word for a bad setting
+            raise ConfigError(str(error)) from None
+        except RuntimeError as error:
+            raise classify(error) or error from None
+        finally:
+            text[:] = bytes(len(text))
+
+    def _make_fabric(self, job_key_text: bytearray, is_one_host: bool) -> _C.Fabric:
+        from . import _C
+
+        options = self.options
+        return _C.Fabric(
+            rank=self.rank,
+            world_size=self.world_size,
+            local_world_size=_local_world_size(self.world_size, is_one_host),
+            job_key_text=job_key_text,
+            addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
+            interfaces=options.interfaces,
+            sockets_per_interface=options.sockets_per_interface,
+            paths_per_peer=options.paths_per_peer,
+            join_timeout_s=options.join_timeout_s,
+            death_timeout_s=options.death_timeout_s,
+            heartbeat_s=options.heartbeat_s,
+            gso=options.gso,
+            gro=options.gro,
+            spin=options.spin,
+            eager_connect=options.eager_connect,
+            generation_bits=options.test_generation_bits,
+            resolve=self.resolve,
+        )
+
+    def _own_body(self) -> EntryBody:
+        native = self.native
+        return EntryBody(
+            version=PROTOCOL_VERSION,
+            job=self.options.effective_job_id(),
+            rank=self.rank,
+            world_size=self.world_size,
+            boot_id=native.boot_id,
+            public_key=native.public_key,
+            spi_base=native.spi_base,
+            addresses=native.addresses,
+            max_datagram=native.max_datagram,
+            suite=native.suite,
+            policy=policy_digest(
+                suite=native.suite, generation_bits=self.options.test_generation_bits
+            ),
+        )
+
+
+# The process's fabric, and every entry that this process ever published. Touched only by the thread
+# that makes groups, which torch allows to be one at a time.
+_current: ProcessFabric | None = None
+_published: set[bytes] = set()
+
+
+def current_fabric() -> ProcessFabric | None:
+    """Return the fabric of this process; None before its first group."""
+    return _current
+
+
+def fabric_for(
+    *, rank: int, world_size: int, options: Options | None, store: Store
+) -> ProcessFabric:
+    """Return this process's fabric, making it if there is none that fits.
+
+    options None means: as it is, or from the environment. Raises ConfigError when they differ from
+    those of the fabric that is there, because all groups share its sockets and keys.
+    """
+    global _current
+    if _current is not None:
+        _current.check_not_forked()
+        if (_current.rank, _current.world_size) == (rank, world_size):
+            _check_same(_current.options, options)
+            return _current
+        _current.shutdown()
+        _current = None
+    _current = ProcessFabric(
+        rank=rank,
+        world_size=world_size,
+        options=options or Options(),
+        is_one_host=is_one_host(store, world_size),
+    )
+    return _current
+
+
+def _parsed(text: bytearray, path: str) -> Credential:
+    from ._core import JobKey
+
+    try:
+        return JobKey(text)
+    except ValueError as error:
+        raise ConfigError(f"key file {path}: {error}") from None
+
+
+def is_one_host(store: Store, world_size: int) -> bool:
+    """Whether all ranks are certain to run on this host, so that loopback suffices."""
+    try:
+        place = placement.discover()
+    except ValueError:
+        place = None
+    if place is not None and place.world_size == world_size == place.local_world_size:
+        return True
+    return world_size == 1 or _is_loopback(_store_host(store))
+
+
+def _store_host(store: Store) -> str:
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    host = getattr(store, "host", "")
+    return host if isinstance(host, str) else ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _local_world_size(world_size: int, is_one_host: bool) -> int:
+    """Return how many ranks share this host's cores; 0 when nobody knows."""
+    if is_one_host:
+        return world_size
+    try:
+        place = placement.discover()
+    except ValueError:
+        return 0
+    return (place.local_world_size or 0) if place is not None else 0
+
+
+def _check_same(present: Options, wanted: Options | None) -> None:
+    if wanted is None or wanted == present:
+        return
+    differing = [
+        f"{field.name} is {getattr(present, field.name)!r}, not {getattr(wanted, field.name)!r}"
+        for field in dataclasses.fields(Options)
+        if getattr(present, field.name) != getattr(wanted, field.name)
+    ]
+    raise ConfigError(
+        "all groups of a process share one fabric, whose settings are those of its first group: "
+        + "; ".join(differing)
+    )
+
+
+@atexit.register
+def _shutdown_at_exit() -> None:
+    if _current is not None:
+        _current.shutdown()

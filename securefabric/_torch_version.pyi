@@ -1,0 +1,3 @@
+"""Written by CMake when ``_C`` is built."""
+
+TORCH_VERSION: str

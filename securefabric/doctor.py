@@ -1,0 +1,144 @@
+"""``securefabric doctor``: what this host can do, and what would stop a job here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from . import __version__
+from .errors import ConfigError
+from .identity import read_key_text
+from .options import Options
+
+__all__ = ["Finding", "examine"]
+
+# From linux/udp.h; the socket module does not name them.
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+# Below this, bursts of a few peers overrun a receive buffer; see socket(7), rmem_max.
+_RECEIVE_BUFFER_BYTES_WANTED: Final = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report."""
+
+    topic: str
+    detail: str
+    verdict: str = "ok"
+    """"ok", "note" (a job runs, but something is missing) or "FAIL" (no job can start here)."""
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether no job can start on this host."""
+        return self.verdict == "FAIL"
+
+    def __str__(self) -> str:
+        return f"{self.verdict:<5} {self.topic:<16} {self.detail}"
+
+
+def examine() -> list[Finding]:
+    """Examine this host with the settings of the environment."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("versions", _versions),
+        ("cipher suites", _suites),
+        ("offloads", _offloads),
+        ("receive buffer", _receive_buffer),
+        ("settings", _settings),
+        ("interfaces", _interfaces),
+        ("mpi", _mpi),
+    ]
+    findings: list[Finding] = []
+    for topic, check in checks:
+        try:
+            findings.extend(check())
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            findings.append(Finding(topic=topic, detail=str(error), verdict="FAIL"))
+    return findings
+
+
+def _versions() -> Iterator[Finding]:
+    system = f"Linux {platform.release()}, Python {platform.python_version()}"
+    yield Finding(topic="securefabric", detail=f"{__version__} on {system}")
+    import torch
+
+    from ._native import check_torch_version
+
+    check_torch_version()
+    yield Finding(topic="torch", detail=f"{torch.__version__}, the one securefabric is built for")
+
+
+def _suites() -> Iterator[Finding]:
+    from . import _core
+
+    for name, provider, refusal in _core.suites():
+        if provider is None:
+            yield Finding(topic="cipher suite", detail=f"{name}: {refusal}", verdict="note")
+        else:
+            detail = f"{name} by {provider}, known answers checked"
+            yield Finding(topic="cipher suite", detail=detail)
+    yield Finding(topic="secret memory", detail=_core.secret_memory_status())
+
+
+def _offloads() -> Iterator[Finding]:
+    for topic, option, value in (
+        ("GSO", _UDP_SEGMENT, 1400),
+        ("GRO", _UDP_GRO, 1),
+    ):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.setsockopt(_SOL_UDP, option, value)
+            except OSError as error:
+                detail = f"the kernel refuses it ({error.strerror}): packets go one by one, slower"
+                yield Finding(topic=topic, detail=detail, verdict="note")
+            else:
+                yield Finding(topic=topic, detail="offered by the kernel")
+
+
+def _receive_buffer() -> Iterator[Finding]:
+    granted = int(Path("/proc/sys/net/core/rmem_max").read_text(encoding="ascii"))
+    is_enough = granted >= _RECEIVE_BUFFER_BYTES_WANTED or os.geteuid() == 0
+    detail = f"net.core.rmem_max is {granted:,} bytes"
+    if not is_enough:
+        detail += f"; faster with `sysctl -w net.core.rmem_max={_RECEIVE_BUFFER_BYTES_WANTED}`"
+    yield Finding(topic="receive buffer", detail=detail, verdict="ok" if is_enough else "note")
+
+
+def _settings() -> Iterator[Finding]:
+    options = Options()
+    yield Finding(topic="settings", detail="the SECUREFABRIC_* variables are valid")
+    try:
+        text = read_key_text(options.key_file)
+    except ConfigError as error:
+        verdict = "FAIL" if options.key_file else "note"
+        yield Finding(topic="job key", detail=str(error), verdict=verdict)
+        return
+    from . import _core
+
+    key = _core.JobKey(text)
+    yield Finding(topic="job key", detail=f"{options.key_file}: {key.key_id}, {key.suite}")
+
+
+def _interfaces() -> Iterator[Finding]:
+    from . import _C
+
+    for name, address, mtu in _C.select_interfaces(Options().interfaces):
+        yield Finding(topic="interface", detail=f"{name} {address} (MTU {mtu})")
+
+
+def _mpi() -> Iterator[Finding]:
+    try:
+        import mpi4py
+
+        library = mpi4py.get_config()  # does not start MPI, which would need its launcher
+    except ImportError as error:
+        yield Finding(topic="mpi", detail=f"no mpi:// ({error})", verdict="note")
+        return
+    built = f" ({library['mpicc']})" if library.get("mpicc") else ""
+    yield Finding(topic="mpi", detail=f"mpi4py {mpi4py.__version__}{built}")

@@ -1,0 +1,378 @@
+"""Roster entries: what a rank tells the others about itself, and what they believe of it.
+
+    own:   EntryBody -> encode_body -> evidence over it -> encode_entry -> the store
+    peer:  the store -> split_entry -> evidence verified -> decode_body -> checks -> PeerEntry
+
+The store is not trusted: it can deny service and nothing more. An entry is cut into its parts by a
+strict decoder first; its body is decoded only after the evidence over it verified. All encoding is
+canonical CBOR, and what does not encode to the same bytes again is refused, so that an entry has
+one form. PROTOCOL.md §3.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import ipaddress
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import cbor2
+
+from .errors import (
+    AuthError,
+    BadRank,
+    DuplicateRank,
+    JobMismatch,
+    MalformedEntry,
+    PolicyMismatch,
+)
+
+__all__ = ["Credential", "EntryBody", "PeerEntry", "Roster", "policy_digest"]
+
+PROTOCOL_VERSION: Final = 1
+IDENTITY: Final = "psk"
+PADDING: Final = "none"
+
+# A body has about 250 bytes and 25 per address; 4 KB hold a host with 60 sockets twice over.
+ENTRY_BYTES_MAX: Final = 4096
+ADDRESSES_MAX: Final = 128
+JOB_ID_BYTES_MAX: Final = 64
+WORLD_SIZE_MAX: Final = 1 << 20
+BOOT_ID_BYTES: Final = 16
+PUBLIC_KEY_BYTES: Final = 32
+DIGEST_BYTES: Final = 32
+EVIDENCE_BYTES: Final = 32
+DATAGRAM_BYTES_MIN: Final = 1200  # transport/limits.h
+DATAGRAM_BYTES_MAX: Final = 65_507  # the largest UDP payload there is
+
+# Evidence is over this and the body: it can never pass for evidence of anything else.
+_EVIDENCE_CONTEXT: Final = b"sf1 roster entry\0"
+
+
+class Credential(Protocol):
+    """What proves membership: ``_core.JobKey``."""
+
+    @property
+    def key_id(self) -> str:
+        """Sixteen hexadecimal digits that name the key and reveal nothing of it."""
+
+    @property
+    def suite(self) -> str:
+        """The cipher suite of the job."""
+
+    def evidence(self, message: bytes) -> bytes:
+        """Return 32 bytes that only a holder of the key can make for this message."""
+
+    def verify_evidence(self, message: bytes, evidence: bytes) -> bool:
+        """Whether ``evidence`` was made for this message, compared in constant time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryBody:
+    """The signed part of an entry; the field names are the keys of the CBOR map."""
+
+    version: int
+    """Of the protocol."""
+    job: str
+    """The job's id, at most 64 bytes of UTF-8."""
+    rank: int
+    """The rank that the process claims."""
+    world_size: int
+    """Of the job."""
+    boot_id: bytes
+    """16 random bytes that name this incarnation of the process."""
+    public_key: bytes
+    """X25519, 32 bytes, drawn by this incarnation and never by another."""
+    spi_base: int
+    """The receiver's first SPI; peers add their rank to it (32 bits)."""
+    addresses: list[str]
+    """One "ip:port" for each socket, in the order of the sockets' numbers in a path id."""
+    max_datagram: int
+    """The largest UDP payload that the process takes, in bytes."""
+    suite: str
+    """The cipher suite."""
+    policy: bytes
+    """The digest of everything else that all ranks must have in common (policy_digest)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerEntry:
+    """A verified entry, as the native core takes it."""
+
+    rank: int
+    boot_id: bytes
+    public_key: bytes
+    spi_base: int
+    addresses: list[str]
+    max_datagram: int
+    entry_bytes: bytes
+    """The whole entry as published: both ends hash it into the keys of their link."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitEntry:
+    """An entry cut into its parts; nothing in it is verified."""
+
+    identity: str
+    key_id: str
+    body: bytes
+    evidence: bytes
+
+
+def policy_digest(*, suite: str, generation_bits: int) -> bytes:
+    """Return the digest of what must be equal on all ranks, so that nothing is negotiated."""
+    policy = {
+        "version": PROTOCOL_VERSION,
+        "suite": suite,
+        "padding": PADDING,
+        "generation_bits": generation_bits,
+    }
+    return hashlib.sha256(_encode(policy)).digest()
+
+
+class Roster:
+    """This process's view of its job: its own entry, and the peers it has accepted.
+
+    Calls may come from several threads.
+    """
+
+    def __init__(self, credential: Credential, own: EntryBody) -> None:
+        self.own = own
+        self.own_entry = encode_entry(credential, own)
+        self._credential = credential
+        self._lock = threading.Lock()
+        # Who holds which boot id and public key; no two ranks may share one. A peer that restarts
+        # brings new ones; its old ones stay, so that nobody else can ever bring them.
+        self._holders: dict[bytes, int] = {own.boot_id: own.rank, own.public_key: own.rank}
+
+    def verify(self, rank: int, entry: bytes) -> PeerEntry:
+        """Return the peer of this rank after all checks; raises an IdentityError that names it.
+
+        ``entry`` is what the store holds for the rank.
+        """
+        split = split_entry(rank, entry)
+        self._check_evidence(rank, split)
+        body = decode_body(rank, split.body)
+        self._check_membership(rank, body)
+        self._check_unique(body)
+        return PeerEntry(
+            rank=body.rank,
+            boot_id=body.boot_id,
+            public_key=body.public_key,
+            spi_base=body.spi_base,
+            addresses=body.addresses,
+            max_datagram=body.max_datagram,
+            entry_bytes=entry,
+        )
+
+    def check_not_replaced(self, entry: bytes) -> None:
+        """Raise DuplicateRank when ``entry``, stored for our own rank, is another process's.
+
+        An entry that does not verify is no process of this job, and peers refuse it by themselves.
+        """
+        if entry == self.own_entry:
+            return
+        split = split_entry(self.own.rank, entry)
+        self._check_evidence(self.own.rank, split)
+        other = decode_body(self.own.rank, split.body)
+        if other.rank == self.own.rank and other.boot_id != self.own.boot_id:
+            raise DuplicateRank(
+                f"two processes claim rank {self.own.rank}: this one at {_at(self.own)}, and one "
+                f"at {_at(other)} that joined later; give every process its own RANK"
+            )
+
+    def _check_evidence(self, rank: int, split: _SplitEntry) -> None:
+        if split.identity != IDENTITY:
+            raise PolicyMismatch(
+                f"rank {rank} proves its identity by {split.identity!r}, this rank by {IDENTITY!r}"
+            )
+        if self._credential.verify_evidence(_EVIDENCE_CONTEXT + split.body, split.evidence):
+            return
+        own_id = self._credential.key_id
+        if split.key_id != own_id:
+            raise AuthError(
+                f"rank {rank} joined with job key {split.key_id}, this rank (rank {self.own.rank}) "
+                f"holds {own_id}; give both the same key file (SECUREFABRIC_KEY_FILE)"
+            )
+        raise AuthError(
+            f"the entry of rank {rank} in the store is not from a holder of job key {own_id}: "
+            "it was altered on its way, or the key files differ under one id; "
+            "give every host the same key file and restart"
+        )
+
+    def _check_membership(self, rank: int, body: EntryBody) -> None:
+        own = self.own
+        if body.job != own.job:
+            raise JobMismatch(
+                f"rank {rank} at {_at(body)} belongs to job {body.job!r}, this rank to "
+                f"{own.job!r}: two jobs share one store address, or SECUREFABRIC_JOB_ID differs"
+            )
+        if body.suite != own.suite:
+            raise PolicyMismatch(
+                f"rank {rank} at {_at(body)} uses suite {body.suite!r}, this rank {own.suite!r}; "
+                "give both the same key file"
+            )
+        if body.policy != own.policy:
+            raise PolicyMismatch(
+                f"rank {rank} at {_at(body)} has another packet policy (padding {PADDING!r} and "
+                f"the packets per key are ours): start all ranks with the same version and the "
+                "same SECUREFABRIC_TEST_GENERATION_BITS"
+            )
+        if body.rank >= body.world_size or body.rank != rank:
+            raise BadRank(
+                f"the store's entry for rank {rank} claims rank {body.rank} of {body.world_size}, "
+                f"from {_at(body)}"
+            )
+        if body.world_size != own.world_size:
+            raise JobMismatch(
+                f"rank {rank} at {_at(body)} is in a world of {body.world_size}, this rank in one "
+                f"of {own.world_size}; start all ranks with the same WORLD_SIZE"
+            )
+
+    def _check_unique(self, body: EntryBody) -> None:
+        with self._lock:
+            for claimed in (body.boot_id, body.public_key):
+                holder = self._holders.setdefault(claimed, body.rank)
+                if holder != body.rank:
+                    raise DuplicateRank(
+                        f"rank {body.rank} at {_at(body)} brings the boot id or public key of "
+                        f"rank {holder}; one process cannot be two ranks"
+                    )
+
+
+def encode_entry(credential: Credential, body: EntryBody) -> bytes:
+    """Return the entry to publish: identity mode, key id, body and evidence over the body."""
+    encoded = encode_body(body)
+    evidence = credential.evidence(_EVIDENCE_CONTEXT + encoded)
+    entry = _encode([IDENTITY, credential.key_id, encoded, evidence])
+    if len(entry) > ENTRY_BYTES_MAX:
+        raise MalformedEntry(
+            f"this rank's entry has {len(entry)} bytes, more than {ENTRY_BYTES_MAX}: it has "
+            f"{len(body.addresses)} sockets; choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME)"
+        )
+    return entry
+
+
+def encode_body(body: EntryBody) -> bytes:
+    """Return the canonical CBOR map of the fields."""
+    return _encode(dataclasses.asdict(body))
+
+
+def split_entry(rank: int, entry: bytes) -> _SplitEntry:
+    """Cut an entry into its parts, whoever wrote it. Raises MalformedEntry."""
+    if len(entry) > ENTRY_BYTES_MAX:
+        raise _malformed(rank, f"{len(entry)} bytes, at most {ENTRY_BYTES_MAX} are allowed")
+    parts = _decode(rank, entry)
+    if type(parts) is not list or [type(part) for part in parts] != [str, str, bytes, bytes]:
+        raise _malformed(rank, "not the four parts of an entry")
+    split = _SplitEntry(identity=parts[0], key_id=parts[1], body=parts[2], evidence=parts[3])
+    # Both texts end up in messages; neither is verified.
+    if len(split.identity) > 16 or not split.identity.isalnum():
+        raise _malformed(rank, "no name of an identity mode")
+    if len(split.key_id) != 16 or not set(split.key_id) <= set("0123456789abcdef"):
+        raise _malformed(rank, "no key id")
+    return split
+
+
+def decode_body(rank: int, encoded: bytes) -> EntryBody:
+    """Decode a body whose evidence verified. Raises PolicyMismatch or MalformedEntry."""
+    fields = _decode(rank, encoded)
+    if type(fields) is not dict:
+        raise _malformed(rank, "its body is not a map")
+    version = fields.get("version")
+    if type(version) is int and version != PROTOCOL_VERSION:  # whose fields may differ, too
+        raise PolicyMismatch(
+            f"rank {rank} speaks protocol version {version}, this rank {PROTOCOL_VERSION}; "
+            "install the same securefabric on all hosts"
+        )
+    if set(fields) != set(_RULES):
+        raise _malformed(rank, "its body has other fields than it must")
+    for name, (kind, is_valid) in _RULES.items():
+        if type(fields[name]) is not kind or not is_valid(fields[name]):
+            raise _malformed(rank, f"its {name} is out of range")
+    return EntryBody(**fields)
+
+
+def _is_between(least: int, most: int) -> Callable[[int], bool]:
+    return lambda value: least <= value <= most
+
+
+def _has_bytes(size: int) -> Callable[[bytes], bool]:
+    return lambda value: len(value) == size and any(value)
+
+
+def _is_label(size_max: int) -> Callable[[str], bool]:
+    return lambda value: 0 < len(value.encode()) <= size_max and value.isprintable()
+
+
+def _are_addresses(values: list[object]) -> bool:
+    return (
+        0 < len(values) <= ADDRESSES_MAX
+        and all(type(value) is str and _is_address(value) for value in values)
+        and len(set(map(str, values))) == len(values)
+    )
+
+
+def _is_address(text: str) -> bool:
+    """Whether this is "ip:port" or "[ipv6]:port", in the one form that the core writes."""
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+        number = int(port)
+    except ValueError:
+        return False
+    is_usable = not (address.is_unspecified or address.is_multicast) and 0 < number < 1 << 16
+    only_form = f"{address}:{number}" if address.version == 4 else f"[{address}]:{number}"
+    return is_usable and text == only_form
+
+
+# What each field must be: its type, and a test of its value.
+_RULES: Final[dict[str, tuple[type, Callable[..., bool]]]] = {
+    "version": (int, _is_between(PROTOCOL_VERSION, PROTOCOL_VERSION)),
+    "job": (str, _is_label(JOB_ID_BYTES_MAX)),
+    "rank": (int, _is_between(0, WORLD_SIZE_MAX - 1)),
+    "world_size": (int, _is_between(1, WORLD_SIZE_MAX)),
+    "boot_id": (bytes, _has_bytes(BOOT_ID_BYTES)),
+    "public_key": (bytes, _has_bytes(PUBLIC_KEY_BYTES)),
+    "spi_base": (int, _is_between(0, (1 << 32) - 1)),
+    "addresses": (list, _are_addresses),
+    "max_datagram": (int, _is_between(DATAGRAM_BYTES_MIN, DATAGRAM_BYTES_MAX)),
+    "suite": (str, _is_label(32)),
+    "policy": (bytes, _has_bytes(DIGEST_BYTES)),
+}
+
+
+def _encode(value: object) -> bytes:
+    return cbor2.dumps(value, canonical=True)
+
+
+def _decode(rank: int, encoded: bytes) -> object:
+    """Decode bytes that anybody may have written; whatever is not canonical is refused."""
+    try:
+        value: object = cbor2.loads(
+            encoded,
+            max_depth=3,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+        is_canonical = _encode(value) == encoded
+    except Exception as error:  # what decoders of semantic tags raise is not bounded by cbor2
+        raise _malformed(rank, f"not CBOR ({type(error).__name__})") from None
+    if not is_canonical:
+        raise _malformed(rank, "not canonical CBOR")
+    return value
+
+
+def _malformed(rank: int, what: str) -> MalformedEntry:
+    return MalformedEntry(
+        f"the store's entry for rank {rank} is unusable: {what}; "
+        "something that is not securefabric writes to this store, or it was altered"
+    )
+
+
+def _at(body: EntryBody) -> str:
+    return f"{body.addresses[0]} (boot {body.boot_id.hex()[:8]})"

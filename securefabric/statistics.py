@@ -1,0 +1,126 @@
+"""What this process's fabric has done: counters for programs, a summary for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from ._fabric import current_fabric
+from .errors import SecureFabricError
+
+__all__ = ["Stats", "stats", "summary"]
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Counters of a process's fabric since it was made, over all groups, peers and paths.
+
+    Sizes are in bytes; "on the wire" means UDP payload, header and tag included.
+    """
+
+    rank: int
+    world_size: int
+    suite: str
+    """The cipher suite that seals every packet."""
+    peers: int
+    """Ranks with which this one has a link."""
+    paths_active: int
+    """Paths that are confirmed and usable now, over all peers."""
+    paths_used: int
+    """Paths on which messages have travelled, over all peers."""
+    gso: bool
+    """Whether bursts still go to the kernel in one send."""
+    gro: bool
+    """Whether bursts still come from the kernel in one receive."""
+    packets_sealed: int
+    bytes_sealed: int
+    """On the wire."""
+    packets_opened: int
+    """Packets whose tag verified."""
+    bytes_opened: int
+    """On the wire."""
+    message_bytes_sent: int
+    """Payload sent, resends included."""
+    message_bytes_received: int
+    """Payload accepted, each byte once."""
+    packets_lost: int
+    """Packets declared lost, rightly or not."""
+    fragments_resent: int
+    bytes_resent: int
+    """Payload of those fragments."""
+    spurious_losses: int
+    """Packets declared lost whose acknowledgement came after all."""
+    duplicate_fragments: int
+    """Fragments whose payload had arrived before."""
+    probe_timeouts: int
+    paths_suspected: int
+    """How often a path was put under suspicion of being dead."""
+    acks_sent: int
+    ce_received: int
+    """Packets that arrived with a congestion mark."""
+    unexpected_messages: int
+    """Messages that arrived before their receive was posted."""
+    kernel_drops: int
+    """Datagrams that the kernel dropped because a socket's receive buffer was full."""
+    drops: Mapping[str, int]
+    """Datagrams dropped without a reaction, by cause; "auth_failed": the tag did not verify."""
+
+    @property
+    def auth_failures(self) -> int:
+        """Datagrams whose tag did not verify: damaged, forged, or sealed with another key."""
+        return self.drops["auth_failed"]
+
+
+def stats() -> Stats:
+    """Return the counters of this process's fabric, also after its groups were destroyed.
+
+    Raises SecureFabricError before the first group was made.
+    """
+    fabric = current_fabric()
+    if fabric is None:
+        raise SecureFabricError(
+            "this process has no fabric yet: call init_process_group('securefabric') first"
+        )
+    known = {"rank": fabric.rank, "world_size": fabric.world_size, "suite": fabric.suite}
+    counted: dict[str, object] = {**known, **fabric.native.stats()}
+    return _stats_of(counted)
+
+
+def _stats_of(counted: Mapping[str, object]) -> Stats:
+    values: dict[str, object] = {field.name: counted[field.name] for field in fields(Stats)}
+    return Stats(**values)  # type: ignore[arg-type]  # the native side's types, tested there
+
+
+def summary(counted: Stats | None = None) -> str:
+    """Return a few lines that say what the fabric did; of now, unless counters are given."""
+    s = counted if counted is not None else stats()
+    dropped = {cause: count for cause, count in s.drops.items() if count}
+    causes = f" ({', '.join(f'{cause} {count:,}' for cause, count in dropped.items())})"
+    offloads = f"GSO {_on(s.gso)}, GRO {_on(s.gro)}"
+    return "\n".join(
+        (
+            f"rank {s.rank} of {s.world_size}: {s.suite}, {s.peers} peers, {s.paths_active} paths "
+            f"active, {s.paths_used} used, {offloads}",
+            f"  sealed  {s.packets_sealed:>12,} packets {_size(s.bytes_sealed):>12}",
+            f"  opened  {s.packets_opened:>12,} packets {_size(s.bytes_opened):>12}",
+            f"  resent  {s.fragments_resent:>12,} fragments {_size(s.bytes_resent):>10}, "
+            f"{s.packets_lost:,} packets lost, {s.spurious_losses:,} of them wrongly",
+            f"  dropped {sum(dropped.values()):>12,} datagrams{causes if dropped else ''}, "
+            f"{s.auth_failures:,} authentication failures, {s.kernel_drops:,} lost to full buffers",
+        )
+    )
+
+
+def _on(is_on: bool) -> str:
+    return "on" if is_on else "off"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in _UNITS:
+        if size_bytes < 1024 or unit == _UNITS[-1]:
+            break
+        size_bytes /= 1024
+    return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.2f} {unit}"

@@ -1,0 +1,104 @@
+"""Stand-ins for the native core: what Python asks of it, without sockets and keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Callable
+from datetime import timedelta
+
+from torch._C._distributed_c10d import Store
+
+from securefabric._core import JobKey
+from securefabric.roster import EntryBody, PeerEntry, policy_digest
+
+SUITE = "aes-256-gcm"
+KEY_ID = "00112233445566ff"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeCredential:
+    """Proves membership with an HMAC in Python."""
+
+    key: bytes = b"k" * 32
+    key_id: str = KEY_ID
+    suite: str = SUITE
+
+    def evidence(self, message: bytes) -> bytes:
+        return hmac.digest(self.key, message, "sha256")
+
+    def verify_evidence(self, message: bytes, evidence: bytes) -> bool:
+        return hmac.compare_digest(self.evidence(message), evidence)
+
+
+def make_body(rank: int = 0, **changes: object) -> EntryBody:
+    """A valid body; two ranks' bodies differ where they must."""
+    body = EntryBody(
+        version=1,
+        job="default",
+        rank=rank,
+        world_size=4,
+        boot_id=hashlib.sha256(b"boot %d" % rank).digest()[:16],
+        public_key=hashlib.sha256(b"public %d" % rank).digest(),
+        spi_base=1 << 20,
+        addresses=[f"10.0.0.{rank + 1}:4000", f"[fd00::{rank + 1}]:4001"],
+        max_datagram=8960,
+        suite=SUITE,
+        policy=policy_digest(suite=SUITE, generation_bits=22),
+    )
+    return dataclasses.replace(body, **changes)  # type: ignore[arg-type]
+
+
+class FakeFabric:
+    """``_C.Fabric`` without a network."""
+
+    made: int = 0
+
+    def __init__(self, *, rank: int, job_key_text: bytearray, **settings: object) -> None:
+        FakeFabric.made += 1
+        self.settings = settings
+        self.rank = rank
+        self.suite = JobKey(job_key_text).suite
+        self.boot_id = hashlib.sha256(b"boot %d" % FakeFabric.made).digest()[:16]
+        self.public_key = hashlib.sha256(b"public %d" % FakeFabric.made).digest()
+        self.spi_base = 4096
+        self.addresses = [f"127.0.0.1:{4000 + FakeFabric.made}"]
+        self.max_datagram = 8960
+        self.entry = b""
+        self.shutdowns = 0
+        self.counted: dict[str, object] = {}
+
+    def resolve(self, group_key: str, rank: int) -> PeerEntry | None:
+        call = self.settings["resolve"]
+        assert isinstance(call, Callable)  # type: ignore[arg-type]
+        found: PeerEntry | None = call(group_key, rank)  # type: ignore[operator]
+        return found
+
+    def set_entry(self, own_entry: bytes) -> None:
+        self.entry = own_entry
+
+    def stats(self) -> dict[str, object]:
+        return self.counted
+
+    def shutdown(self) -> None:
+        self.shutdowns += 1
+
+
+class FakeBackend:
+    """``_C.Backend``: keeps what it was given."""
+
+    def __init__(self, **given: object) -> None:
+        self.given = given
+
+
+@dataclasses.dataclass
+class FakeRequest:
+    """torch's ``_DistributedBackendOptions``."""
+
+    store: Store
+    group_rank: int = 0
+    group_size: int = 1
+    timeout: timedelta | float = 1800.0
+    group_id: str = "0"
+    global_ranks_in_group: list[int] = dataclasses.field(default_factory=list)

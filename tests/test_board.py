@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+
+import pytest
+from fakes import FakeCredential, make_body
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
+
+from securefabric._board import Board, agree_on_group_key
+from securefabric.errors import AuthError, DuplicateRank, JoinTimeout, StoreUnavailable
+from securefabric.roster import Roster
+
+KEY = FakeCredential()
+NOTHING: frozenset[bytes] = frozenset()
+
+
+def roster_of(rank: int, **changes: object) -> Roster:
+    return Roster(KEY, make_body(rank, **changes))
+
+
+def published(store: HashStore, rank: int, **changes: object) -> Board:
+    board = Board(store, roster_of(rank, **changes), 5.0)
+    board.publish(former_entries=NOTHING)
+    return board
+
+
+# Board
+
+
+def test_look_up__none_until_the_peer_has_published() -> None:
+    store = HashStore()
+    board = published(store, 0)
+    assert board.look_up(1) is None
+    published(store, 1)
+    peer = board.look_up(1)
+    assert peer is not None
+    assert peer.addresses == make_body(1).addresses
+
+
+def test_look_up__what_the_store_altered_is_refused() -> None:
+    store = HashStore()
+    board = published(store, 0)
+    published(store, 1)
+    key = "securefabric/entry/1"
+    store.set(key, store.get(key)[:-1] + b"\0")  # type: ignore[arg-type]  # torch's stub
+    with pytest.raises(AuthError, match="rank 1"):
+        board.look_up(1)
+
+
+def test_look_up__a_process_that_lost_its_place_learns_it() -> None:
+    store = HashStore()
+    first = Board(store, roster_of(1), 5.0)
+    second = Board(store, roster_of(1, boot_id=b"n" * 16, addresses=["10.9.9.9:9"]), 5.0)
+    first.publish(former_entries=NOTHING)
+    store.delete_key("securefabric/entry/1")  # as if both had looked before either wrote
+    second.publish(former_entries=NOTHING)
+    with pytest.raises(DuplicateRank, match=r"claim rank 1.*10\.0\.0\.2:4000.*10\.9\.9\.9:9"):
+        first.look_up(0)
+    assert second.look_up(0) is None
+
+
+def test_publish__a_place_that_is_taken_is_refused() -> None:
+    store = HashStore()
+    published(store, 1)
+    with pytest.raises(DuplicateRank, match=r"claim rank 1.*restart the whole job"):
+        published(store, 1, boot_id=b"n" * 16)
+
+
+def test_publish__own_former_entries_may_be_replaced() -> None:
+    store = HashStore()
+    former = roster_of(1)
+    Board(store, former, 5.0).publish(former_entries=NOTHING)
+    later = Board(store, roster_of(1, boot_id=b"n" * 16), 5.0)
+    later.publish(former_entries=frozenset({former.own_entry}))
+    assert later.look_up(0) is None
+
+
+def test_publish__an_entry_that_nobody_believes_is_replaced() -> None:
+    store = HashStore()
+    store.set("securefabric/entry/1", "nonsense")
+    published(store, 1)
+    assert published(store, 0).look_up(1) is not None
+
+
+def test_look_up__does_not_wait_for_a_wait_on_the_same_store() -> None:
+    server = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=20), wait_for_workers=False)
+    store = PrefixStore("default_pg", server)
+    board = Board(store, roster_of(0), 20.0)
+    board.publish(former_entries=NOTHING)
+    waiting = threading.Thread(target=store.wait, args=(["later"], timedelta(seconds=20)))
+    waiting.start()
+    time.sleep(0.2)  # a thread inside a C++ call cannot be observed from outside
+    started = time.monotonic()
+    assert board.look_up(1) is None
+    assert time.monotonic() - started < 5
+    TCPStore("127.0.0.1", server.port, 1, False, timedelta(seconds=5)).set("default_pg/later", "")
+    waiting.join()
+
+
+def test_look_up__a_store_that_is_gone_is_named() -> None:
+    server = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=5), wait_for_workers=False)
+    board = Board(server, roster_of(0), 5.0)
+    board.publish(former_entries=NOTHING)
+    del server  # the board holds only a client
+    with pytest.raises(StoreUnavailable, match="rank 0, or the launcher"):
+        board.look_up(1)
+
+
+# agree_on_group_key
+
+
+def key_of(store: HashStore, group_rank: int, name: str = "0", timeout_s: float = 5.0) -> str:
+    return agree_on_group_key(
+        store,
+        group_name=name,
+        group_rank=group_rank,
+        global_ranks=[4, 6],
+        join_timeout_s=timeout_s,
+    )
+
+
+def test_agree_on_group_key__members_agree() -> None:
+    store = HashStore()
+    keys = {key_of(store, 0), key_of(store, 1)}
+    assert len(keys) == 1
+    assert keys.pop().startswith("0:")
+
+
+def test_agree_on_group_key__each_incarnation_has_its_own() -> None:
+    store = HashStore()
+    first = {key_of(store, 0), key_of(store, 1)}
+    second = {key_of(store, 0), key_of(store, 1)}
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert key_of(HashStore(), 0) not in first | second
+
+
+def test_agree_on_group_key__first_rank_may_come_later() -> None:
+    store = HashStore()
+    found: list[str] = []
+    waiting = threading.Thread(target=lambda: found.append(key_of(store, 1, timeout_s=20.0)))
+    waiting.start()
+    found.append(key_of(store, 0))
+    waiting.join()
+    assert found[0] == found[1]
+
+
+def test_agree_on_group_key__a_first_rank_that_never_comes_is_named() -> None:
+    with pytest.raises(JoinTimeout, match=r"rank 4 did not join group '0' within 0.1 s.*rank 6"):
+        key_of(HashStore(), 1, timeout_s=0.1)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from native_fake import install
+
+from securefabric import doctor
+from securefabric.doctor import Finding, examine
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+
+
+def by_topic(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.topic: finding for finding in findings}
+
+
+def test_examine__a_host_with_a_key_can_start_a_job(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_KEY_FILE", key_file)
+    found = by_topic(examine())
+    assert not [str(finding) for finding in found.values() if finding.is_fatal]
+    for topic in ("securefabric", "torch", "cipher suite", "secret memory", "GSO", "GRO", "mpi"):
+        assert topic in found
+    assert found["interface"].detail == "eth0 10.0.0.1 (MTU 1500)"
+    assert "aes-256-gcm" in found["job key"].detail
+
+
+def test_examine__no_key_is_a_note_and_a_bad_one_fatal(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert by_topic(examine())["job key"].verdict == "note"
+    Path(key_file).chmod(0o644)
+    monkeypatch.setenv("SECUREFABRIC_KEY_FILE", key_file)
+    finding = by_topic(examine())["job key"]
+    assert finding.is_fatal
+    assert "chmod 600" in finding.detail
+
+
+def test_examine__another_torch_is_fatal_and_the_rest_is_still_examined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, "2.1.0")
+    found = by_topic(examine())
+    assert found["versions"].is_fatal
+    assert "GSO" in found
+
+
+def test_examine__an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECUREFABRIC_PATHS_PER_PEER", "many")
+    assert "SECUREFABRIC_PATHS_PER_PEER" in by_topic(examine())["settings"].detail
+
+
+def test_offloads__a_kernel_without_them_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_UDP_SEGMENT", 9999)
+    found = by_topic(list(doctor._offloads()))
+    assert found["GSO"].verdict == "note"
+    assert found["GRO"].verdict == "ok"

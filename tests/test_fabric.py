@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch.distributed as dist
+from fakes import FakeBackend, FakeFabric, FakeRequest
+from native_fake import install
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
+
+from securefabric import _fabric
+from securefabric._backend import create_backend
+from securefabric._fabric import current_fabric, is_one_host
+from securefabric.errors import ConfigError, ForkError, SecureFabricError
+from securefabric.options import Options
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.setattr(_fabric, "_current", None)
+    monkeypatch.setattr(_fabric, "_published", set())
+
+
+def make(request: FakeRequest, options: object) -> FakeBackend:
+    return cast(FakeBackend, create_backend(request, options))
+
+
+def native() -> FakeFabric:
+    fabric = current_fabric()
+    assert fabric is not None
+    return cast(FakeFabric, fabric.native)
+
+
+# create_backend
+
+
+def test_create_backend__hands_everything_over(key_file: str) -> None:
+    store = HashStore()
+    backend = make(FakeRequest(store, timeout=1.5), Options(key_file=key_file, paths_per_peer=3))
+    group_key = backend.given.pop("group_key")
+    assert str(group_key).startswith("0:")
+    assert backend.given == {
+        "fabric": native(),
+        "store": store,
+        "group_rank": 0,
+        "group_size": 1,
+        "group_name": "0",
+        "global_ranks": [0],
+        "timeout": timedelta(seconds=1.5),
+    }
+    settings = native().settings
+    assert settings["paths_per_peer"] == 3
+    assert settings["generation_bits"] == 22
+    assert settings["addresses"] == ["127.0.0.1"]
+    assert settings["local_world_size"] == 1
+
+
+def test_create_backend__environment_names_the_key(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_KEY_FILE", key_file)
+    make(FakeRequest(HashStore()), None)
+
+
+def test_create_backend__without_a_key_nothing_starts() -> None:
+    with pytest.raises(ConfigError, match=r"no job key.*securefabric keygen"):
+        create_backend(FakeRequest(HashStore()), None)
+    assert current_fabric() is None
+
+
+def test_create_backend__a_short_key_names_file_and_fix(key_file: str) -> None:
+    text = Path(key_file).read_text()
+    Path(key_file).write_text(text[:-20] + "\n")
+    with pytest.raises(ConfigError, match=r"job\.key.*needs exactly 64.*securefabric keygen"):
+        create_backend(FakeRequest(HashStore()), Options(key_file=key_file))
+
+
+def test_create_backend__native_errors_get_their_class(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FakeFabric, **settings: object) -> None:
+        raise RuntimeError("ConfigError: no interface matches")
+
+    monkeypatch.setattr(FakeFabric, "__init__", refuse)
+    with pytest.raises(ConfigError, match=r"^no interface matches"):
+        create_backend(FakeRequest(HashStore()), Options(key_file=key_file))
+
+
+def test_create_backend__groups_share_one_fabric(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    options = Options(key_file=key_file)
+    first = make(FakeRequest(HashStore()), options)
+    second = make(FakeRequest(HashStore(), group_id="1", global_ranks_in_group=[0]), None)
+    third = make(FakeRequest(HashStore()), options)
+    fabrics = {id(backend.given["fabric"]) for backend in (first, second, third)}
+    assert len(fabrics) == 1
+
+
+def test_create_backend__other_settings_for_a_later_group_are_refused(key_file: str) -> None:
+    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    with pytest.raises(ConfigError, match=r"settings are those of its first.*paths_per_peer is 4"):
+        create_backend(FakeRequest(HashStore()), Options(key_file=key_file, paths_per_peer=2))
+
+
+def test_create_backend__another_world_gets_another_fabric(key_file: str) -> None:
+    options = Options(key_file=key_file)
+    store = HashStore()
+    make(FakeRequest(store, group_rank=0, group_size=2), options)
+    old = native()
+    make(FakeRequest(store), options)
+    assert native() is not old
+    assert old.shutdowns == 1
+
+
+# ProcessFabric
+
+
+def two_ranks(key_file: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeFabric, FakeFabric, str]:
+    """Rank 0 and rank 1 of one world, each as if it were a process of its own."""
+    store = HashStore()
+    options = Options(key_file=key_file)
+    made: list[FakeFabric] = []
+    key = ""
+    for rank in range(2):
+        monkeypatch.setattr(_fabric, "_current", None)
+        monkeypatch.setattr(_fabric, "_published", set())
+        backend = make(FakeRequest(store, group_rank=rank, group_size=2), options)
+        key = str(backend.given["group_key"])
+        made.append(native())
+    return made[0], made[1], key
+
+
+def test_resolve__ranks_find_each_other(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, key = two_ranks(key_file, monkeypatch)
+    peer = first.resolve(key, 1)
+    assert peer is not None
+    assert (peer.rank, peer.boot_id, peer.entry_bytes) == (1, second.boot_id, second.entry)
+    mirror = second.resolve(key, 0)
+    assert mirror is not None
+    assert mirror.entry_bytes == first.entry
+
+
+def test_resolve__an_unknown_group_is_an_error(key_file: str) -> None:
+    make(FakeRequest(HashStore(), global_ranks_in_group=[]), Options(key_file=key_file))
+    fabric = current_fabric()
+    assert fabric is not None
+    fabric._world_board = None
+    with pytest.raises(SecureFabricError, match="never joined"):
+        fabric.resolve("7:x", 1)
+
+
+def test_join_group__subgroups_use_the_worlds_board(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    subgroup = HashStore()
+    make(FakeRequest(subgroup, group_id="1", global_ranks_in_group=[0]), None)
+    assert not subgroup.check(["securefabric/entry/0"])
+
+
+def test_join_group__brings_its_own_board_where_the_world_is_not_ours(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    subgroup = HashStore()
+    request = FakeRequest(subgroup, group_id="1", global_ranks_in_group=[3])
+    backend = make(request, Options(key_file=key_file))
+    assert subgroup.check(["securefabric/entry/3"])
+    assert native().rank == 3
+    assert native().resolve(str(backend.given["group_key"]), 2) is None
+
+
+def test_repr__shows_no_secret(key_file: str) -> None:
+    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    secret = Path(key_file).read_text().split("key: ")[1].strip()
+    fabric = current_fabric()
+    assert fabric is not None
+    shown = [repr(fabric), repr(vars(fabric)), repr(fabric.roster), repr(vars(fabric.roster))]
+    shown += [repr(fabric.roster.own), repr(fabric.options), str(native().settings)]
+    for text in shown:
+        assert secret not in text
+        assert secret[:16] not in text
+
+
+def test_fork__a_child_gets_an_error_and_ends_quietly(key_file: str) -> None:
+    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            create_backend(FakeRequest(HashStore()), None)
+        except ForkError:
+            _fabric._shutdown_at_exit()
+            status = 0 if native().shutdowns == 0 else 2
+        os._exit(status)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+
+
+def test_shutdown_at_exit__says_goodbye(key_file: str) -> None:
+    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    _fabric._shutdown_at_exit()
+    assert native().shutdowns == 1
+
+
+# is_one_host
+
+
+def test_is_one_host__a_loopback_store_means_one_host() -> None:
+    server = TCPStore("127.0.0.1", 0, 1, True, timedelta(seconds=5), wait_for_workers=False)
+    assert is_one_host(PrefixStore("a", PrefixStore("b", server)), 4)
+    assert not is_one_host(HashStore(), 4)
+
+
+@pytest.mark.parametrize(("local", "expected"), [("4", True), ("2", False), ("", False)])
+def test_is_one_host__launchers_know(
+    local: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": local}.items():
+        monkeypatch.setenv(name, value)
+    assert is_one_host(HashStore(), 4) is expected
+
+
+def test_is_one_host__a_launcher_of_another_world_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not is_one_host(HashStore(), 4)
+
+
+def test_interfaces__named_ones_win_over_loopback(key_file: str) -> None:
+    make(FakeRequest(HashStore()), Options(key_file=key_file, interfaces="=eth0"))
+    assert native().settings["addresses"] == []
+    assert native().settings["interfaces"] == "=eth0"

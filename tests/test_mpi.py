@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from test_launch import MPIRUN_ENVIRONMENT, mpirun, needs_mpirun
+
+from securefabric import _mpi
+from securefabric.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+T = TypeVar("T")
+
+
+@dataclass
+class FakeCommunicator:
+    """One rank of a world in which everybody else answers ``answers`` in turn."""
+
+    rank: int = 0
+    size: int = 1
+    hosts: list[str] = field(default_factory=lambda: [socket.gethostname()])
+    told: object = None
+
+    def bcast(self, value: T, root: int = 0) -> T:
+        if self.rank == root:
+            self.told = value
+            return value
+        assert self.told is not None
+        return self.told  # type: ignore[return-value]
+
+    def allgather(self, value: T) -> list[T]:
+        return self.hosts  # type: ignore[return-value]
+
+    def Abort(self, code: int = 0) -> None:  # noqa: N802
+        raise AssertionError(code)
+
+
+def test_master_address__one_host_is_loopback() -> None:
+    assert _mpi.master_address(FakeCommunicator(size=3, hosts=["a", "a", "a"])) == "127.0.0.1"
+
+
+def test_master_address__variable_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "10.1.2.3")
+    assert _mpi.master_address(FakeCommunicator(size=2, hosts=["a", "b"])) == "10.1.2.3"
+
+
+def test_master_address__several_hosts_ask_the_routing_table() -> None:
+    # "localhost" stands for another host: the route to it starts at a loopback address.
+    communicator = FakeCommunicator(size=2, hosts=["here", "localhost"])
+    assert _mpi.master_address(communicator) in ("127.0.0.1", "::1")
+
+
+def test_master_address__others_are_told() -> None:
+    assert _mpi.master_address(FakeCommunicator(1, 2, ["a", "b"], told="10.0.0.9")) == "10.0.0.9"
+
+
+def test_local_placement__counts_ranks_of_one_host() -> None:
+    hosts = ["a", "b", "a", "b", "b"]
+    places = [_mpi.local_placement(FakeCommunicator(r, 5, hosts)) for r in range(5)]
+    assert places == [(0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+def test_rendezvous__arguments_that_contradict_mpi_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_mpi, "world", lambda: FakeCommunicator())
+    with pytest.raises(ConfigError, match="world_size=2, but MPI says 1"):
+        next(_mpi.rendezvous("mpi://?world_size=2", None))
+    with pytest.raises(ConfigError, match="rank=1, but MPI says 0"):
+        next(_mpi.rendezvous("mpi://?rank=1", None))
+
+
+def test_rendezvous__yields_a_store_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_mpi, "world", lambda: FakeCommunicator())
+    handler = _mpi.rendezvous("mpi://?rank=0&world_size=1", None)
+    store, rank, world_size = next(handler)
+    store.set("key", "value")
+    assert (store.get("key"), rank, world_size) == (b"value", 0, 1)
+    with pytest.raises(RuntimeError, match="second time"):
+        next(handler)
+
+
+def test_rendezvous__a_store_that_cannot_open_is_an_error_on_all_ranks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told = (0, "Address already in use")
+    communicator = FakeCommunicator(1, 2, ["a", "a"], told=told)
+    monkeypatch.setattr(communicator, "bcast", lambda value, root=0: told if value else "127.0.0.1")
+    monkeypatch.setattr(_mpi, "world", lambda: communicator)
+    with pytest.raises(
+        ConfigError, match=r"rank 0 could not open the store at 127\.0\.0\.1: Address"
+    ):
+        next(_mpi.rendezvous("mpi://", None))
+
+
+@needs_mpirun
+def test_world__an_mpirun_of_another_mpi_is_named(tmp_path: Path) -> None:
+    script = "from securefabric import _mpi; _mpi.world()"
+    environment = {**os.environ, "PMI_RANK": "1", "PMI_SIZE": "4"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "PMI started 4 ranks, but mpi4py sees 1" in done.stderr
+
+
+RENDEZVOUS = """
+import torch.distributed as dist
+from securefabric import _torch_autoload
+_torch_autoload.register()
+dist.init_process_group("gloo", init_method="mpi://")
+import torch
+total = torch.ones(1)
+dist.all_reduce(total)
+print(dist.get_rank(), dist.get_world_size(), int(total), flush=True)
+dist.destroy_process_group()
+"""
+
+
+@needs_mpirun
+def test_rendezvous__ranks_of_mpirun_find_each_other(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(RENDEZVOUS)
+    done = subprocess.run(
+        [*mpirun(3), sys.executable, str(script)],
+        env={**os.environ, **MPIRUN_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert sorted(done.stdout.split("\n")) == ["", "0 3 3", "1 3 3", "2 3 3"], done.stderr

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from securefabric.errors import ConfigError
+from securefabric.options import Options, options_from
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+OTHER_VALUES: dict[str, tuple[str, object]] = {
+    "key_file": ("/tmp/k", "/tmp/k"),
+    "job_id": ("night-3", "night-3"),
+    "interfaces": ("^docker", "^docker"),
+    "sockets_per_interface": ("3", 3),
+    "paths_per_peer": ("8", 8),
+    "join_timeout_s": ("5", 5.0),
+    "death_timeout_s": ("2.5", 2.5),
+    "heartbeat_s": ("0.2", 0.2),
+    "gso": ("0", False),
+    "gro": ("off", False),
+    "spin": ("never", "never"),
+    "eager_connect": ("1", True),
+    "test_generation_bits": ("6", 6),
+}
+
+
+def twin_of(name: str) -> str:
+    fields = {field.name: field for field in dataclasses.fields(Options)}
+    twin = fields[name].metadata["twin"]
+    assert isinstance(twin, str)
+    return twin
+
+
+def test_options__every_field_is_tried_here() -> None:
+    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(Options)}
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_options__twin_counts_and_argument_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = getattr(Options(), name)
+    text, value = OTHER_VALUES[name]
+    monkeypatch.setenv(twin_of(name), text)
+    assert getattr(Options(), name) == value
+    assert getattr(Options(**{name: default}), name) == default
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
+def test_options__empty_twin_means_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = Options()
+    monkeypatch.setenv(twin_of(name), "")
+    assert Options() == default
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"sockets_per_interface": 0}, "between 1 and 256"),
+        ({"sockets_per_interface": True}, "must be a int"),
+        ({"paths_per_peer": 257}, "between 1 and 256"),
+        ({"paths_per_peer": 2.0}, "must be a int"),
+        ({"join_timeout_s": 0}, "between"),
+        ({"join_timeout_s": math.nan}, "between"),
+        ({"join_timeout_s": math.inf}, "between"),
+        ({"death_timeout_s": -1.0}, "between"),
+        ({"heartbeat_s": 6.0}, "between 0.01 and 5"),
+        ({"gso": "yes"}, "must be a bool"),
+        ({"spin": "sometimes"}, "auto, always, never"),
+        ({"key_file": None}, "must be a str"),
+        ({"job_id": "x" * 65}, "64 bytes"),
+        ({"job_id": "a\nb"}, "printable"),
+        ({"test_generation_bits": 23}, "between 4 and 22"),
+    ],
+)
+def test_options__refuses_unusable_values(changes: dict[str, object], hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint) as info:
+        Options(**changes)  # type: ignore[arg-type]
+    (name,) = changes
+    assert twin_of(name) in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("twin", "text"),
+    [
+        ("SECUREFABRIC_PATHS_PER_PEER", "four"),
+        ("SECUREFABRIC_GSO", "maybe"),
+        ("SECUREFABRIC_JOIN_TIMEOUT_S", "1m"),
+        ("SECUREFABRIC_SPIN", "wildly"),
+    ],
+)
+def test_options__names_the_unusable_variable(
+    twin: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(twin, text)
+    with pytest.raises(ConfigError, match=twin):
+        Options()
+
+
+def test_options__has_no_switch_against_encryption() -> None:
+    switches = [field.name for field in dataclasses.fields(Options) if isinstance(field.type, str)]
+    for word in ("crypt", "plain", "insecure", "suite", "verify", "auth"):
+        assert not [name for name in switches if word in name]
+
+
+def test_effective_job_id__explicit_then_launcher_then_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert Options().effective_job_id() == "default"
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert Options().effective_job_id() == "17"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run-5")
+    assert Options().effective_job_id() == "run-5"
+    assert Options(job_id="mine").effective_job_id() == "mine"
+
+
+def test_effective_job_id__unusual_run_ids_become_a_digest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x" * 200)
+    assert len(Options().effective_job_id()) == 64
+
+
+def test_options_from__accepts_what_it_documents() -> None:
+    assert options_from(None) is None
+    options = Options(paths_per_peer=2)
+    assert options_from(options) is options
+    assert options_from({"paths_per_peer": 2}) == options
+
+
+def test_options_from__torch_options_of_ours_say_nothing() -> None:
+    native = type("Options", (), {"__module__": "securefabric._C"})()
+    assert options_from(native) is None
+
+
+@pytest.mark.parametrize("value", [3, "fast", [("gso", False)], object()])
+def test_options_from__refuses_other_types(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"pass securefabric\.Options"):
+        options_from(value)
+
+
+def test_options_from__names_unknown_settings() -> None:
+    with pytest.raises(ConfigError, match=r"unknown settings: encrypt, pathes; known are"):
+        options_from({"pathes": 2, "encrypt": False, "gso": True})
