@@ -20,6 +20,7 @@ from pathlib import Path
 
 from . import placement
 from ._mpi import Communicator, local_placement, master_address, world
+from ._torch_autoload import autoload
 from .errors import ConfigError
 from .placement import Placement
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, OSError) as error:
         print(f"securefabric.launch: {error}", file=sys.stderr)
         return 2
+    autoload()  # also where torch's own autoload is switched off
     if communicator is None or communicator.size == 1:
         _run(parsed.script, parsed.arguments, is_module=parsed.is_module)
     else:

@@ -1,7 +1,6 @@
 #include "collective/engine.h"
 
-#include <algorithm>
-#include <cstdio>
+#include <set>
 
 namespace securefabric::collective {
 
@@ -15,21 +14,8 @@ namespace {
 
 // An operation without news for this long asks its peers what they are doing.
 constexpr Duration kInquiryAfter = Duration::seconds(1);
-constexpr Duration kInquiryIntervalMax = Duration::seconds(30);
 // Collectives whose signatures are remembered per group, to compare with ranks that are behind.
 constexpr size_t kRecentSignaturesMax = 256;
-
-std::string in_seconds(Duration duration) {
-  char text[32];
-  std::snprintf(text, sizeof(text), "%.1f s", duration.seconds());
-  return text;
-}
-
-std::optional<uint32_t> rank_in(const Group& group, Rank global) {
-  const auto at = std::find(group.ranks.begin(), group.ranks.end(), global);
-  if (at == group.ranks.end()) return std::nullopt;
-  return static_cast<uint32_t>(at - group.ranks.begin());
-}
 
 }  // namespace
 
@@ -37,7 +23,11 @@ Engine::Engine(transport::EndpointConfig config) : endpoint_(std::move(config), 
 
 void Engine::add_group(const std::shared_ptr<Group>& group) {
   SF_CHECK(!groups_.contains(group->wire_id));
-  groups_[group->wire_id].group = group;
+  GroupState& state = groups_[group->wire_id];
+  state.group = group;
+  for (uint32_t i = 0; i < group->size(); ++i) state.members[group->ranks[i]] = i;
+  // Messages may have come before the group was known, and from whomever.
+  point_to_point_.drop_strangers(group->wire_id, group->ranks);
 }
 
 void Engine::remove_group(const Group& group, Instant now, const std::optional<Error>& reason) {
@@ -76,40 +66,21 @@ void Engine::start(const std::shared_ptr<Operation>& operation, Instant now) {
   op.started_at = now;
   op.inquiry_at = now + kInquiryAfter;
   op.inquiry_interval = kInquiryAfter;
-  const auto at = groups_.find(op.group().wire_id);
   active_[op.id] = operation;
-  if (at == groups_.end() || op.group().broken) {
-    const Error closed{ErrorCode::kAborted,
-                       "process group '" + op.group().name + "' was shut down"};
-    finish(op, at == groups_.end() ? closed : *op.group().broken);
-    return;
+  const auto at = groups_.find(op.group().wire_id);
+  if (at == groups_.end()) {
+    return finish(op, Error{ErrorCode::kAborted,
+                            "process group '" + op.group().name + "' was shut down"});
   }
-  GroupState& state = at->second;
-  const auto& steps = op.request().schedule.steps;
-  if (op.request().kind == OperationKind::kSend) {
-    op.sequence = state.sends[{steps.front().peer, op.request().tag}]++;
-  } else if (!op.is_point_to_point()) {
-    op.sequence = state.next_sequence++;
-    state.recent[op.sequence] = op.signature();
-    if (state.recent.size() > kRecentSignaturesMax) state.recent.erase(state.recent.begin());
+  if (op.group().broken) return finish(op, op.group().broken);
+  take_sequence(op, at->second);
+  if (const auto error = require_peers(op)) {
+    fail(op, *error);
+    return pump(now);
   }
-  std::set<uint32_t> peers;
-  for (const Step& step : steps) {
-    const bool is_network = step.kind == StepKind::kSend || step.kind == StepKind::kReceiveCopy ||
-                            step.kind == StepKind::kReceiveReduce;
-    if (is_network && step.peer != kAnySource) peers.insert(step.peer);
-  }
-  for (const uint32_t peer : peers) {
-    const Rank rank = op.group().ranks[peer];
-    endpoint_.require_peer(rank, now);
-    if (const auto error = endpoint_.peer_error(rank)) {
-      fail(op, Error{error->code, error->message + "; " + name_of(op) + " needs it"});
-      return pump(now);
-    }
-  }
-  for (const auto& [key, held] : collectives_.held_for(op.group().wire_id, op.sequence)) {
-    if (!op.is_point_to_point() && held.signature) {
-      claims_.push_back({key.group, key.operation, key.peer, *held.signature});
+  if (!op.is_point_to_point()) {
+    for (const auto& [key, held] : collectives_.held_for(op.group().wire_id, op.sequence)) {
+      if (held.signature) claims_.push_back({key.group, key.operation, key.peer, *held.signature});
     }
   }
   std::vector<uint32_t> ready;
@@ -118,6 +89,42 @@ void Engine::start(const std::shared_ptr<Operation>& operation, Instant now) {
   }
   run_ready(op, std::move(ready));
   pump(now);
+  fail_if_deserted(op);
+  pump(now);
+}
+
+// Ranks agree on numbers because they start the same operations in the same order.
+void Engine::take_sequence(Operation& operation, GroupState& state) {
+  const OperationRequest& request = operation.request();
+  if (request.kind == OperationKind::kReceive) return;
+  if (request.kind == OperationKind::kSend) {
+    operation.sequence = state.sends[{request.schedule.steps.front().peer, request.tag}]++;
+    return;
+  }
+  operation.sequence = state.next_sequence++;
+  state.recent[operation.sequence] = operation.signature();
+  if (state.recent.size() > kRecentSignaturesMax) state.recent.erase(state.recent.begin());
+}
+
+// Starts to reach every peer of the operation. The error of one that cannot be used, if there is
+// one; of a rank that has left in good order, what it sent before may be all that is needed.
+std::optional<Error> Engine::require_peers(const Operation& operation) {
+  std::set<Rank> receivers;
+  std::set<Rank> peers;
+  for (const Step& step : operation.request().schedule.steps) {
+    if (!is_network(step.kind) || step.peer == kAnySource) continue;
+    const Rank peer = operation.group().ranks[step.peer];
+    peers.insert(peer);
+    if (step.kind == StepKind::kSend) receivers.insert(peer);
+  }
+  for (const Rank peer : peers) {
+    endpoint_.require_peer(peer, now_);
+    if (endpoint_.has_left(peer) && !receivers.contains(peer)) continue;
+    if (const auto error = endpoint_.peer_error(peer)) {
+      return Error{error->code, error->message + "; " + name_of(operation) + " needs it"};
+    }
+  }
+  return std::nullopt;
 }
 
 void Engine::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce,
@@ -189,12 +196,13 @@ std::shared_ptr<Operation> Engine::poll_completed() {
 void Engine::pump(Instant now) {
   now_ = now;
   while (true) {
-    if (const auto event = endpoint_.poll_event()) {
-      on_event(*event);
-    } else if (!claims_.empty()) {
+    // Claims first: what they find out is older than what completes now.
+    if (!claims_.empty()) {
       const Claim claim = claims_.front();
       claims_.pop_front();
       check_signature(claim.group, claim.sequence, claim.peer, claim.signature);
+    } else if (const auto event = endpoint_.poll_event()) {
+      on_event(*event);
     } else if (!unmatched_tags_.empty()) {
       const auto [group, tag] = *unmatched_tags_.begin();
       unmatched_tags_.erase(unmatched_tags_.begin());
@@ -224,17 +232,11 @@ void Engine::on_event(const transport::Event& event) {
   } else if (const auto* failed = std::get_if<transport::PeerFailed>(&event)) {
     on_peer_lost(failed->peer, failed->error);
   } else if (const auto* left = std::get_if<transport::PeerLeft>(&event)) {
-    on_peer_left(left->peer);
+    if (const auto error = endpoint_.peer_error(left->peer)) on_peer_lost(left->peer, *error);
   } else if (const auto* status = std::get_if<transport::StatusReceived>(&event)) {
     on_status(status->peer, status->status);
   } else if (const auto* aborted = std::get_if<transport::GroupAborted>(&event)) {
-    const auto at = groups_.find(aborted->group);
-    if (at == groups_.end() || at->second.group->broken) return;
-    const Error error{aborted->error.code, "rank " + std::to_string(aborted->peer.value) +
-                                               " gave up process group '" +
-                                               at->second.group->name +
-                                               "': " + aborted->error.message};
-    break_group(*at->second.group, error, /*tell_members=*/false);
+    on_abort(*aborted);
   }
 }
 
@@ -242,52 +244,6 @@ std::string Engine::name_of(const Operation& operation) const {
   std::string text = operation.describe();
   if (!operation.is_point_to_point()) text += ", operation " + std::to_string(operation.sequence);
   return text + " of process group '" + operation.group().name + "'";
-}
-
-Error Engine::disagreement(const Group& group, uint64_t sequence, const wire::Signature& ours,
-                           Rank peer, const wire::Signature& theirs) const {
-  return Error{ErrorCode::kMismatch,
-               "ranks disagree about operation " + std::to_string(sequence) +
-                   " of process group '" + group.name + "': rank " +
-                   std::to_string(endpoint_.config().rank.value) + " runs " +
-                   describe_signature(ours) + ", rank " + std::to_string(peer.value) + " runs " +
-                   describe_signature(theirs) +
-                   ". Every rank must call the same operations in the same order with equal "
-                   "shapes and types"};
-}
-
-void Engine::on_mismatch(const transport::MessageMismatch& mismatch) {
-  const auto at = tokens_.find(mismatch.token);
-  if (at == tokens_.end()) return;
-  Operation& operation = *at->second.operation;
-  const uint64_t expected = operation.request().schedule.steps[at->second.step].target.length;
-  const bool same_signature = mismatch.signature == operation.signature();
-  if (!operation.is_point_to_point() && !same_signature) {
-    fail(operation, disagreement(operation.group(), operation.sequence, operation.signature(),
-                                 mismatch.peer, *mismatch.signature));
-    return;
-  }
-  fail(operation,
-       Error{ErrorCode::kMismatch,
-             "rank " + std::to_string(mismatch.peer.value) + " sends " +
-                 std::to_string(mismatch.length) + " bytes where rank " +
-                 std::to_string(endpoint_.config().rank.value) + " expects " +
-                 std::to_string(expected) + " in " + name_of(operation) +
-                 ". Both sides must use equal shapes and types"});
-}
-
-void Engine::check_signature(uint64_t group, uint64_t sequence, Rank peer,
-                             const wire::Signature& theirs) {
-  const auto at = groups_.find(group);
-  if (at == groups_.end() || at->second.group->broken) return;
-  const auto ours = at->second.recent.find(sequence);
-  if (ours == at->second.recent.end() || ours->second == theirs) return;
-  const Error error = disagreement(*at->second.group, sequence, ours->second, peer, theirs);
-  if (Operation* operation = find_active(group, sequence)) {
-    fail(*operation, error);
-  } else {
-    break_group(*at->second.group, error, /*tell_members=*/true);
-  }
 }
 
 Operation* Engine::find_active(uint64_t group, uint64_t sequence) {
@@ -298,132 +254,6 @@ Operation* Engine::find_active(uint64_t group, uint64_t sequence) {
     }
   }
   return nullptr;
-}
-
-bool Engine::needs(const Operation& operation, Rank peer) const {
-  const auto& steps = operation.request().schedule.steps;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    if (operation.states[i].is_done) continue;
-    const StepKind kind = steps[i].kind;
-    if (kind == StepKind::kCopy || kind == StepKind::kPrepare || kind == StepKind::kFinish) {
-      continue;
-    }
-    const uint32_t at = steps[i].peer == kAnySource ? operation.source_rank : steps[i].peer;
-    if (at != kAnySource && operation.group().ranks[at] == peer) return true;
-  }
-  return false;
-}
-
-void Engine::on_peer_lost(Rank peer, const Error& error) {
-  std::vector<std::shared_ptr<Operation>> affected;
-  for (const auto& [id, operation] : active_) {
-    if (needs(*operation, peer)) affected.push_back(operation);
-  }
-  for (const auto& operation : affected) {
-    if (operation->is_done) continue;
-    fail(*operation, Error{error.code, error.message + "; " + name_of(*operation) +
-                                           " was waiting for it for " +
-                                           in_seconds(now_ - operation->started_at)});
-  }
-}
-
-void Engine::on_peer_left(Rank peer) {
-  const auto error = endpoint_.peer_error(peer);
-  if (error) on_peer_lost(peer, *error);
-}
-
-std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {
-  std::set<uint32_t> silent;
-  for (size_t i = 0; i < operation.states.size(); ++i) {
-    const Operation::StepState& state = operation.states[i];
-    const uint32_t peer = operation.request().schedule.steps[i].peer;
-    if (state.is_started && !state.is_done && peer != kAnySource) silent.insert(peer);
-  }
-  return {silent.begin(), silent.end()};
-}
-
-void Engine::inquire(Operation& operation) {
-  operation.inquiry_interval =
-      base::shorter(operation.inquiry_interval * 2, kInquiryIntervalMax);
-  operation.inquiry_at = now_ + operation.inquiry_interval;
-  if (operation.is_point_to_point()) return;
-  for (const uint32_t peer : silent_peers(operation)) {
-    wire::StatusFrame status;
-    status.group = operation.group().wire_id;
-    status.operation = operation.sequence;
-    status.signature = operation.signature();
-    status.wants_answer = true;
-    endpoint_.post_status(operation.group().ranks[peer], status);
-  }
-}
-
-void Engine::on_status(Rank peer, const wire::StatusFrame& status) {
-  const auto at = groups_.find(status.group);
-  if (at == groups_.end()) return;
-  const bool has_started = status.signature.kind != 0;
-  if (Operation* operation = find_active(status.group, status.operation)) {
-    if (const auto rank = rank_in(operation->group(), peer)) {
-      if (has_started) {
-        operation->not_started.erase(*rank);
-      } else {
-        operation->not_started.insert(*rank);
-      }
-    }
-  }
-  if (status.wants_answer) {
-    wire::StatusFrame answer;
-    answer.group = status.group;
-    answer.operation = status.operation;
-    const auto ours = at->second.recent.find(status.operation);
-    if (ours != at->second.recent.end()) answer.signature = ours->second;
-    endpoint_.post_status(peer, answer);
-  }
-  if (has_started) check_signature(status.group, status.operation, peer, status.signature);
-}
-
-Error Engine::timeout_error(const Operation& operation) const {
-  std::string text = name_of(operation) + " Timed out after " +
-                     in_seconds(now_ - operation.started_at) + " on rank " +
-                     std::to_string(endpoint_.config().rank.value);
-  const char* separator = ", waiting for ";
-  for (const uint32_t peer : silent_peers(operation)) {
-    const Rank rank = operation.group().ranks[peer];
-    text += separator + endpoint_.describe_peer(rank);
-    separator = ", ";
-    if (operation.not_started.contains(peer)) {
-      text += " which has not started this operation";
-    } else if (const auto heard = endpoint_.last_heard_at(rank)) {
-      text += " last heard " + in_seconds(now_ - *heard) + " ago";
-    } else {
-      text += " which was never reached";
-    }
-  }
-  return Error{ErrorCode::kTimeout, text};
-}
-
-void Engine::fail(Operation& operation, const Error& error) {
-  const std::shared_ptr<Group> group = operation.shared_group();
-  if (operation.is_done) return;
-  release_steps(operation);
-  finish(operation, error);
-  if (!group->broken) break_group(*group, error, /*tell_members=*/true);
-}
-
-void Engine::break_group(Group& group, const Error& error, bool tell_members) {
-  group.broken = error;
-  std::vector<std::shared_ptr<Operation>> affected;
-  for (const auto& [id, operation] : active_) {
-    if (&operation->group() == &group) affected.push_back(operation);
-  }
-  for (const auto& operation : affected) fail(*operation, error);
-  if (!tell_members) return;
-  wire::AbortFrame abort;
-  abort.group = group.wire_id;
-  abort.code = static_cast<uint8_t>(error.code);
-  abort.reason = error.message.substr(0, wire::AbortFrame::kReasonBytesMax);
-  for (const Rank rank : group.ranks) {
-    if (rank != endpoint_.config().rank) endpoint_.post_abort(rank, abort);
-  }
 }
 
 void Engine::finish(Operation& operation, std::optional<Error> error) {

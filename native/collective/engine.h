@@ -70,6 +70,7 @@ class Engine final : private transport::ReceiveMatcher {
   // What is remembered of a group's past and present, to answer what this rank was doing.
   struct GroupState {
     std::shared_ptr<Group> group;
+    std::map<base::Rank, uint32_t> members;  // group rank of each global rank
     uint64_t next_sequence = 0;  // of the next collective
     std::map<uint64_t, wire::Signature> recent;  // signatures of the newest collectives
     std::map<std::pair<uint32_t, uint32_t>, uint64_t> sends;  // next of (group rank, tag)
@@ -85,31 +86,43 @@ class Engine final : private transport::ReceiveMatcher {
   void post_receive(Operation& operation, uint32_t index);
   void attach(base::Rank peer, uint64_t message_id, const transport::PostedReceive& receive);
   void match_point_to_point(uint64_t group, uint32_t tag);
+  uint32_t rank_in(uint64_t group, base::Rank member) const {
+    return groups_.at(group).members.at(member);
+  }
   void complete_step(StepRef ref);
   void release_steps(Operation& operation);
   wire::MessageKey key_of(const Operation& operation, const Step& step) const;
 
-  // engine.cc: life of operations, events, failures
+  // engine.cc: life of operations, events
+  void take_sequence(Operation& operation, GroupState& state);
+  std::optional<base::Error> require_peers(const Operation& operation);
   void pump(base::Instant now);
   void on_event(const transport::Event& event);
+  void finish(Operation& operation, std::optional<base::Error> error);
+  Operation* find_active(uint64_t group, uint64_t sequence);
+
+  // engine_failures.cc: disagreement, lost peers, deadlines, aborts
   void on_mismatch(const transport::MessageMismatch& mismatch);
-  void on_peer_lost(base::Rank peer, const base::Error& error);
-  void on_peer_left(base::Rank peer);
-  void on_status(base::Rank peer, const wire::StatusFrame& status);
   void check_signature(uint64_t group, uint64_t sequence, base::Rank peer,
                        const wire::Signature& theirs);
-  void fail(Operation& operation, const base::Error& error);
-  void break_group(Group& group, const base::Error& error, bool tell_members);
-  void finish(Operation& operation, std::optional<base::Error> error);
-  void inquire(Operation& operation);
-  base::Error timeout_error(const Operation& operation) const;
-  std::vector<uint32_t> silent_peers(const Operation& operation) const;
-  // True while a step of the operation with this peer is not done.
-  bool needs(const Operation& operation, base::Rank peer) const;
   base::Error disagreement(const Group& group, uint64_t sequence, const wire::Signature& ours,
                            base::Rank peer, const wire::Signature& theirs) const;
+  void on_abort(const transport::GroupAborted& aborted);
+  void on_peer_lost(base::Rank peer, const base::Error& error);
+  bool is_deserted_by(const Operation& operation, base::Rank peer) const;
+  bool is_alone(const Group& group) const;
+  bool holds_message_for(const Operation& operation, uint32_t index) const;
+  void fail_if_deserted(Operation& operation);
+  void fail_deserted(Operation& operation, const base::Error& error);
+  void inquire(Operation& operation);
+  std::vector<uint32_t> silent_peers(const Operation& operation) const;
+  void on_status(base::Rank peer, const wire::StatusFrame& status);
+  void answer_status(base::Rank peer, const wire::StatusFrame& question,
+                     const wire::Signature& signature);
+  base::Error timeout_error(const Operation& operation) const;
+  void fail(Operation& operation, const base::Error& error);
+  void break_group(Group& group, const base::Error& error, bool tell_members);
   std::string name_of(const Operation& operation) const;
-  Operation* find_active(uint64_t group, uint64_t sequence);
 
   base::Instant now_;                        // of the current call
   transport::Endpoint endpoint_;

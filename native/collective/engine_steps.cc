@@ -1,6 +1,4 @@
 // Running the steps of operations: posting sends and receives, matching, completing.
-#include <algorithm>
-
 #include "collective/engine.h"
 
 namespace securefabric::collective {
@@ -8,14 +6,6 @@ namespace securefabric::collective {
 using base::Rank;
 using transport::Match;
 using transport::PostedReceive;
-
-namespace {
-
-bool is_receive(const Step& step) {
-  return step.kind == StepKind::kReceiveCopy || step.kind == StepKind::kReceiveReduce;
-}
-
-}  // namespace
 
 void Engine::run_ready(Operation& operation, std::vector<uint32_t> ready) {
   // A step that is complete at once makes others ready; a list instead of recursion, because a
@@ -43,7 +33,7 @@ bool Engine::run_step(Operation& operation, uint32_t index) {
     post_send(operation, index);
     return step.target.length <= transport::kEagerMessageBytesMax;
   }
-  if (is_receive(step)) {
+  if (is_receive(step.kind)) {
     post_receive(operation, index);
     return false;
   }
@@ -109,7 +99,9 @@ Match Engine::match(Rank peer, uint64_t message_id, const wire::MessageKey& key,
                     const wire::Signature* signature) {
   const auto group = groups_.find(key.group);
   if (closed_groups_.contains(key.group)) return {Match::Verdict::kDiscard, {}};
-  if (group != groups_.end() && group->second.group->broken) return {Match::Verdict::kDiscard, {}};
+  const bool is_known = group != groups_.end();
+  if (is_known && group->second.group->broken) return {Match::Verdict::kDiscard, {}};
+  if (is_known && !group->second.members.contains(peer)) return {Match::Verdict::kDiscard, {}};
 
   HeldMessage message{peer, message_id, length, std::nullopt};
   if (signature != nullptr) message.signature = *signature;
@@ -117,12 +109,7 @@ Match Engine::match(Rank peer, uint64_t message_id, const wire::MessageKey& key,
   if (key.channel == wire::Channel::kPointToPoint) {
     receive = point_to_point_.offer(key.group, key.slot, key.operation, message);
     unmatched_tags_.emplace(key.group, key.slot);
-    if (receive && group != groups_.end()) {
-      const StepRef ref = tokens_.at(receive->token);
-      const auto& ranks = group->second.group->ranks;
-      const auto at = std::find(ranks.begin(), ranks.end(), peer);
-      ref.operation->source_rank = static_cast<uint32_t>(at - ranks.begin());
-    }
+    if (receive) tokens_.at(receive->token).operation->source_rank = rank_in(key.group, peer);
   } else {
     receive = collectives_.take({key.group, key.operation, peer, key.slot}, message);
     if (!receive && signature != nullptr) {
@@ -136,9 +123,7 @@ Match Engine::match(Rank peer, uint64_t message_id, const wire::MessageKey& key,
 void Engine::match_point_to_point(uint64_t group, uint32_t tag) {
   while (const auto pair = point_to_point_.take_pair(group, tag)) {
     const StepRef ref = tokens_.at(pair->receive.token);
-    const auto& ranks = ref.operation->group().ranks;
-    const auto at = std::find(ranks.begin(), ranks.end(), pair->message.peer);
-    ref.operation->source_rank = static_cast<uint32_t>(at - ranks.begin());
+    ref.operation->source_rank = rank_in(group, pair->message.peer);
     attach(pair->message.peer, pair->message.message_id, pair->receive);
   }
 }

@@ -28,6 +28,11 @@ std::optional<PostedReceive> CollectiveMatching::take(const Key& key, const Held
   return std::nullopt;
 }
 
+const HeldMessage* CollectiveMatching::held_at(const Key& key) const {
+  const auto at = held_.find(key);
+  return at == held_.end() ? nullptr : &at->second;
+}
+
 std::vector<std::pair<CollectiveMatching::Key, HeldMessage>> CollectiveMatching::held_for(
     uint64_t group, uint64_t operation) const {
   std::vector<std::pair<Key, HeldMessage>> found;
@@ -96,6 +101,15 @@ std::optional<PointToPointMatching::Pair> PointToPointMatching::take_pair(uint64
     }
   }
   return std::nullopt;
+}
+
+void PointToPointMatching::drop_strangers(uint64_t group, const std::vector<Rank>& members) {
+  const auto is_stranger = [&members](const auto& lane) {
+    return std::find(members.begin(), members.end(), lane.first) == members.end();
+  };
+  for (auto& [key, queue] : queues_) {
+    if (key.first == group) std::erase_if(queue.lanes, is_stranger);
+  }
 }
 
 void PointToPointMatching::drop_group(uint64_t group) {

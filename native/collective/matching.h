@@ -42,6 +42,8 @@ class CollectiveMatching {
   void withdraw(const Key& key) { posted_.erase(key); }
   // Takes the posted receive for a message that begins; otherwise remembers the message.
   std::optional<transport::PostedReceive> take(const Key& key, const HeldMessage& message);
+  // The message that is held for a receive that is not yet posted.
+  const HeldMessage* held_at(const Key& key) const;
   // Messages that were held for an operation, with their keys.
   std::vector<std::pair<Key, HeldMessage>> held_for(uint64_t group, uint64_t operation) const;
   void drop_group(uint64_t group);
@@ -68,6 +70,8 @@ class PointToPointMatching {
   // The next pair of a posted receive and a held message that belong together, if there is one.
   std::optional<Pair> take_pair(uint64_t group, uint32_t tag);
   void drop_group(uint64_t group);
+  // Forgets messages of ranks that are not in the group.
+  void drop_strangers(uint64_t group, const std::vector<base::Rank>& members);
 
  private:
   struct Posted {

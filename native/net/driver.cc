@@ -236,6 +236,8 @@ void Driver::drive_until_done(const Operation& operation, Instant until) {
       spin_until = now() + options_.spin;
       continue;
     }
+    // A task that others appended may have ended the operation without any packet.
+    if (operation.is_visible.load()) return;
     const Instant at = now();
     if (at >= until || is_ended_.load()) return;
     if (at >= spin_until) {

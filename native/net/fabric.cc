@@ -264,6 +264,7 @@ bool Fabric::resolve_once(Rank rank) {
 }
 
 FabricStats Fabric::stats() {
+  if (std::lock_guard<std::mutex> lock(mutex_); final_stats_) return *final_stats_;
   FabricStats stats;
   stats.has_gro = uses_gro_;
   (void)driver_->run([&](collective::Engine& engine, Instant) {
@@ -292,6 +293,12 @@ void Fabric::shutdown() {
     const std::lock_guard<std::mutex> lock(mutex_);
     is_stopping_ = true;
     wake_.notify_one();
+  }
+  // The counters stay readable when the engine is gone.
+  const FabricStats last = stats();
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!final_stats_) final_stats_ = last;
   }
   driver_->shutdown(kDrainLimit);
   if (resolver_thread_ && resolver_thread_->joinable() &&

@@ -116,6 +116,7 @@ class Fabric {
   std::map<base::Rank, base::Instant> wanted_;   // ranks to resolve, and since when
   std::map<std::string, std::vector<base::Rank>> groups_;  // members by group key
   bool is_stopping_ = false;
+  std::optional<FabricStats> final_stats_;  // taken when the shutdown began
   std::unique_ptr<std::thread> resolver_thread_;
 };
 

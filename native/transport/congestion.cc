@@ -10,11 +10,15 @@ namespace securefabric::transport {
 CongestionWindow::CongestionWindow()
     : window_(kWindowInitial), slow_start_threshold_(kWindowMax), recovery_started_() {}
 
+void CongestionWindow::on_sent(uint64_t bytes, base::Instant now) {
+  in_flight_ += bytes;
+  if (in_flight_ + window_ / 4 >= window_) limited_at_ = now;
+}
+
 void CongestionWindow::on_acked(uint64_t bytes, base::Instant sent_at) {
   SF_CHECK(bytes <= in_flight_);
-  const bool was_limited = in_flight_ + window_ / 4 >= window_;
   in_flight_ -= bytes;
-  if (!was_limited || sent_at < recovery_started_) return;
+  if (sent_at > limited_at_ || sent_at < recovery_started_) return;
   if (window_ < slow_start_threshold_) {
     window_ += bytes;
   } else {

@@ -15,7 +15,7 @@ class CongestionWindow {
  public:
   CongestionWindow();
 
-  void on_sent(uint64_t bytes) { in_flight_ += bytes; }
+  void on_sent(uint64_t bytes, base::Instant now);
   // `sent_at` of the packet that was acknowledged.
   void on_acked(uint64_t bytes, base::Instant sent_at);
   // The packet left the network without an ack. `now` begins the next recovery period.
@@ -35,6 +35,9 @@ class CongestionWindow {
   uint64_t in_flight_ = 0;           // bytes sent and neither acked, lost nor discarded
   uint64_t slow_start_threshold_;    // window above which growth is additive
   uint64_t acked_since_growth_ = 0;  // bytes acked since the last additive step
+  // When the window was last nearly full. What was in flight then makes it grow when acked: judging
+  // by what is in flight at the ack would forget that as soon as one ack settles a whole burst.
+  base::Instant limited_at_ = base::Instant::from_nanos(-1);
   base::Instant recovery_started_;   // packets sent before this cause no further decrease
 };
 

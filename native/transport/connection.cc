@@ -259,7 +259,12 @@ void Connection::drop_group(uint64_t group) {
 }
 
 bool Connection::is_drained() const {
-  return !is_usable() || (sends_.is_drained() && control_.empty());
+  if (!is_usable()) return true;
+  // An abort in flight may still be lost.
+  const bool awaits_acks = std::any_of(sending_.begin(), sending_.end(), [](const auto& path) {
+    return path->sent.has_eliciting_in_flight();
+  });
+  return sends_.is_drained() && control_.empty() && !awaits_acks;
 }
 
 std::vector<PathReport> Connection::paths() const {

@@ -88,6 +88,8 @@ class Connection {
 
   ConnectionState state() const { return state_; }
   bool is_usable() const { return state_ < ConnectionState::kClosed; }
+  // A message from the peer that waits for its receive; a whole one once the peer has left.
+  bool has_message(uint64_t message_id) const { return receives_.has(message_id); }
   const std::optional<base::Error>& error() const { return error_; }
   const base::BootId& boot_id() const { return peer_info_.boot_id; }
   // Everything sent has been acknowledged, and nothing waits to be sent.

@@ -219,10 +219,15 @@ void Connection::handle(const wire::AbortFrame& frame) {
   shared_.events.push_back(GroupAborted{peer_, frame.group, Error{code, frame.reason}});
 }
 
+// Who leaves in good order has what it asked for, though its last acks may be lost; and what it has
+// sent still counts.
 void Connection::handle_goodbye() {
   state_ = ConnectionState::kClosed;
+  for (const Token token : sends_.granted_and_sent()) {
+    shared_.events.push_back(SendDelivered{token});
+  }
   sends_.clear();
-  receives_.clear();
+  receives_.keep_complete();
   control_.clear();
   error_ = Error{ErrorCode::kPeerLost,
                  describe() + " has left the job: it shut its process groups down"};

@@ -119,7 +119,7 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
     }
     record.sent_at = now;
     record.bytes = record.is_ack_eliciting ? static_cast<uint32_t>(size) : 0;
-    path->congestion.on_sent(record.bytes);
+    path->congestion.on_sent(record.bytes, now);
     if (record.is_ack_eliciting) last_sent_at_ = now;
     path->sent.on_sent(number, std::move(record));
     ++shared_.traffic.packets_sealed;

@@ -142,6 +142,16 @@ std::optional<Error> Endpoint::peer_error(Rank peer) const {
   return connection == nullptr ? std::nullopt : connection->error();
 }
 
+bool Endpoint::has_left(Rank peer) const {
+  const Connection* connection = find(peer);
+  return connection != nullptr && connection->state() == ConnectionState::kClosed;
+}
+
+bool Endpoint::has_message(Rank peer, uint64_t message_id) const {
+  const Connection* connection = find(peer);
+  return connection != nullptr && connection->has_message(message_id);
+}
+
 std::string Endpoint::describe_peer(Rank peer) const {
   const Connection* connection = find(peer);
   return connection == nullptr ? "rank " + std::to_string(peer.value) : connection->describe();
@@ -168,7 +178,6 @@ void Endpoint::withdraw_send(Rank peer, Token token) {
 void Endpoint::attach_receive(Rank peer, uint64_t message_id, const PostedReceive& receive) {
   Connection* connection = find(peer);
   SF_CHECK(connection != nullptr);
-  if (!connection->is_usable()) return;
   connection->attach_receive(message_id, receive);
   mark_dirty(peer);
 }

@@ -47,11 +47,16 @@ class Endpoint {
   void fail_peer(base::Rank peer, base::Error error, base::Instant now);
   // Why the peer cannot be used, if that is so.
   std::optional<base::Error> peer_error(base::Rank peer) const;
+  // The peer left in good order. Messages of its that are held can still be received.
+  bool has_left(base::Rank peer) const;
+  // Whether a message that was held is still there.
+  bool has_message(base::Rank peer, uint64_t message_id) const;
   std::string describe_peer(base::Rank peer) const;
   // When something was last heard from the peer; nothing if it was never reached.
   std::optional<base::Instant> last_heard_at(base::Rank peer) const;
 
-  // All of these need require_peer first; for a peer that is lost they do nothing.
+  // All of these need require_peer first; for a peer that is lost they do nothing. (A held message
+  // of a peer that has left can still be given its receive.)
   void post_send(base::Rank peer, const SendRequest& request);
   void withdraw_send(base::Rank peer, Token token);
   void attach_receive(base::Rank peer, uint64_t message_id, const PostedReceive& receive);

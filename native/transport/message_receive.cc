@@ -179,6 +179,12 @@ void InboundMessages::drop_group(uint64_t group) {
   }
 }
 
+void InboundMessages::keep_complete() {
+  std::erase_if(messages_, [](const auto& entry) {
+    return !entry.second.received.covers(0, entry.second.length);
+  });
+}
+
 void InboundMessages::clear() {
   messages_.clear();
 }

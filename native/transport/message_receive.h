@@ -39,6 +39,10 @@ class InboundMessages {
   void withdraw(Token token);
   // Drops what is held for a group that is gone.
   void drop_group(uint64_t group);
+  // Drops what is incomplete: the peer has left and will send no more.
+  void keep_complete();
+  // A message that has begun and is not done with.
+  bool has(uint64_t message_id) const { return messages_.contains(message_id); }
   void clear();
 
   // The cumulative charge the peer may reach with eager messages.

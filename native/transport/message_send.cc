@@ -90,6 +90,16 @@ void SendQueue::drop_group(uint64_t group) {
   std::erase_if(early_grants_, [group](const auto& grant) { return grant.first.group == group; });
 }
 
+std::vector<Token> SendQueue::granted_and_sent() const {
+  std::vector<Token> tokens;
+  for (const auto& [token, id] : by_token_) {
+    const Message& message = messages_.at(id);
+    if (message.next_offset == message.bytes.size()) tokens.push_back(token);
+  }
+  std::sort(tokens.begin(), tokens.end());
+  return tokens;
+}
+
 void SendQueue::clear() {
   messages_.clear();
   by_key_.clear();

@@ -137,8 +137,17 @@ class EndpointPair {
   bool answers_lookups = true;
   // What was sent to the rogue.
   std::vector<ByteVector> rogue_inbox;
-  // Shapes of the bursts that were sent: (segment bytes, total bytes).
-  std::vector<std::pair<size_t, size_t>> bursts;
+  // Every burst that was sent, in order.
+  struct Burst {
+    size_t from = 0;           // node
+    size_t segment_bytes = 0;  // as in Transmit
+    size_t bytes = 0;          // of all segments
+  };
+  std::vector<Burst> bursts;
+  size_t bursts_of(size_t from) const {
+    return static_cast<size_t>(std::count_if(
+        bursts.begin(), bursts.end(), [from](const Burst& burst) { return burst.from == from; }));
+  }
 
   // Both ends need each other and wait until every path is active.
   bool join() {
@@ -174,6 +183,7 @@ class EndpointPair {
 
   void run_for(base::Duration duration) {
     const base::Instant end = now_ + duration;
+    turn();  // what was posted since the last one
     while (step(end)) {
     }
     turn();
@@ -321,7 +331,7 @@ class EndpointPair {
     Transmit transmit;
     while (endpoint(index).poll_transmit(now_, transmit)) {
       check_burst(transmit);
-      bursts.emplace_back(transmit.segment_bytes, transmit.bytes.size());
+      bursts.push_back({index, transmit.segment_bytes, transmit.bytes.size()});
       for (size_t at = 0; at < transmit.bytes.size(); at += transmit.segment_bytes) {
         const size_t size = std::min(transmit.segment_bytes, transmit.bytes.size() - at);
         send(index, transmit, transmit.bytes.subspan(at, size));

@@ -1,0 +1,259 @@
+// What goes wrong: ranks that disagree, peers that are lost or have left, deadlines, aborts.
+//
+// Every failure of an operation ends in fail(), which breaks its group: after it, ranks no longer
+// agree which operation is which. The members are told, unless they are the ones who told us.
+#include <algorithm>
+#include <cstdio>
+#include <set>
+
+#include "collective/engine.h"
+
+namespace securefabric::collective {
+
+using base::Duration;
+using base::Error;
+using base::ErrorCode;
+using base::Rank;
+
+namespace {
+
+constexpr Duration kInquiryIntervalMax = Duration::seconds(30);
+
+std::string in_seconds(Duration duration) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f s", duration.seconds());
+  return text;
+}
+
+}  // namespace
+
+Error Engine::disagreement(const Group& group, uint64_t sequence, const wire::Signature& ours,
+                           Rank peer, const wire::Signature& theirs) const {
+  return Error{ErrorCode::kMismatch,
+               "ranks disagree about operation " + std::to_string(sequence) +
+                   " of process group '" + group.name + "': rank " +
+                   std::to_string(endpoint_.config().rank.value) + " runs " +
+                   describe_signature(ours) + ", rank " + std::to_string(peer.value) + " runs " +
+                   describe_signature(theirs) +
+                   ". Every rank must call the same operations in the same order with equal "
+                   "shapes and types"};
+}
+
+void Engine::on_mismatch(const transport::MessageMismatch& mismatch) {
+  const auto at = tokens_.find(mismatch.token);
+  if (at == tokens_.end()) return;
+  Operation& operation = *at->second.operation;
+  const uint64_t expected = operation.request().schedule.steps[at->second.step].target.length;
+  const bool same_signature = mismatch.signature == operation.signature();
+  if (!operation.is_point_to_point() && !same_signature) {
+    fail(operation, disagreement(operation.group(), operation.sequence, operation.signature(),
+                                 mismatch.peer, *mismatch.signature));
+    return;
+  }
+  fail(operation,
+       Error{ErrorCode::kMismatch,
+             "rank " + std::to_string(mismatch.peer.value) + " sends " +
+                 std::to_string(mismatch.length) + " bytes where rank " +
+                 std::to_string(endpoint_.config().rank.value) + " expects " +
+                 std::to_string(expected) + " in " + name_of(operation) +
+                 ". Both sides must use equal shapes and types"});
+}
+
+void Engine::check_signature(uint64_t group, uint64_t sequence, Rank peer,
+                             const wire::Signature& theirs) {
+  const auto at = groups_.find(group);
+  if (at == groups_.end() || at->second.group->broken) return;
+  if (!at->second.members.contains(peer)) return;  // a stranger cannot disagree
+  const auto ours = at->second.recent.find(sequence);
+  if (ours == at->second.recent.end() || ours->second == theirs) return;
+  const Error error = disagreement(*at->second.group, sequence, ours->second, peer, theirs);
+  if (Operation* operation = find_active(group, sequence)) {
+    fail(*operation, error);
+  } else {
+    break_group(*at->second.group, error, /*tell_members=*/true);
+  }
+}
+
+void Engine::on_abort(const transport::GroupAborted& aborted) {
+  const auto at = groups_.find(aborted.group);
+  if (at == groups_.end() || !at->second.members.contains(aborted.peer)) return;
+  Group& group = *at->second.group;
+  if (group.broken) return;
+  const Error error{aborted.error.code, "rank " + std::to_string(aborted.peer.value) +
+                                            " gave up process group '" + group.name +
+                                            "': " + aborted.error.message};
+  break_group(group, error, /*tell_members=*/false);
+}
+
+// True when the operation cannot complete without this peer, which is lost or has left. A lost peer
+// is an error on everything that involves it; of one that has left, what it sent still counts.
+bool Engine::is_deserted_by(const Operation& operation, Rank peer) const {
+  const bool has_left = endpoint_.has_left(peer);
+  const auto& steps = operation.request().schedule.steps;
+  for (uint32_t i = 0; i < steps.size(); ++i) {
+    if (operation.states[i].is_done || !is_network(steps[i].kind)) continue;
+    const uint32_t at = steps[i].peer == kAnySource ? operation.source_rank : steps[i].peer;
+    if (at == kAnySource) {
+      // Any rank of the group may be the one; those that left will not.
+      if (groups_.at(operation.group().wire_id).members.contains(peer) &&
+          (!has_left || is_alone(operation.group()))) {
+        return true;
+      }
+      continue;
+    }
+    if (operation.group().ranks[at] != peer) continue;
+    if (!has_left || !holds_message_for(operation, i)) return true;
+  }
+  return false;
+}
+
+// True when nobody else of the group can be reached any more.
+bool Engine::is_alone(const Group& group) const {
+  return std::all_of(group.ranks.begin(), group.ranks.end(), [this](Rank rank) {
+    return rank == endpoint_.config().rank || endpoint_.peer_error(rank).has_value();
+  });
+}
+
+// True when the message of a receive that will be posted later is here already.
+bool Engine::holds_message_for(const Operation& operation, uint32_t index) const {
+  const Step& step = operation.request().schedule.steps[index];
+  if (!is_receive(step.kind) || operation.states[index].is_started) return false;
+  const Rank peer = operation.group().ranks[step.peer];
+  const HeldMessage* held = collectives_.held_at(
+      {operation.group().wire_id, operation.sequence, peer, step.slot});
+  return held != nullptr && endpoint_.has_message(peer, held->message_id);
+}
+
+void Engine::on_peer_lost(Rank peer, const Error& error) {
+  std::vector<std::shared_ptr<Operation>> affected;
+  for (const auto& [id, operation] : active_) {
+    if (is_deserted_by(*operation, peer)) affected.push_back(operation);
+  }
+  for (const auto& operation : affected) fail_deserted(*operation, error);
+}
+
+// The same for an operation that starts when peers are gone already.
+void Engine::fail_if_deserted(Operation& operation) {
+  for (const Rank peer : operation.group().ranks) {
+    if (operation.is_done) return;
+    const auto error = endpoint_.peer_error(peer);
+    if (error && is_deserted_by(operation, peer)) fail_deserted(operation, *error);
+  }
+}
+
+void Engine::fail_deserted(Operation& operation, const Error& error) {
+  fail(operation, Error{error.code, error.message + "; " + name_of(operation) +
+                                        " was waiting for it for " +
+                                        in_seconds(now_ - operation.started_at)});
+}
+
+std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {
+  std::set<uint32_t> silent;
+  for (size_t i = 0; i < operation.states.size(); ++i) {
+    const Operation::StepState& state = operation.states[i];
+    const uint32_t peer = operation.request().schedule.steps[i].peer;
+    if (state.is_started && !state.is_done && peer != kAnySource) silent.insert(peer);
+  }
+  return {silent.begin(), silent.end()};
+}
+
+void Engine::inquire(Operation& operation) {
+  operation.inquiry_interval =
+      base::shorter(operation.inquiry_interval * 2, kInquiryIntervalMax);
+  operation.inquiry_at = now_ + operation.inquiry_interval;
+  if (operation.is_point_to_point()) return;
+  for (const uint32_t peer : silent_peers(operation)) {
+    wire::StatusFrame status;
+    status.group = operation.group().wire_id;
+    status.operation = operation.sequence;
+    status.signature = operation.signature();
+    status.wants_answer = true;
+    endpoint_.post_status(operation.group().ranks[peer], status);
+  }
+}
+
+void Engine::on_status(Rank peer, const wire::StatusFrame& status) {
+  const auto at = groups_.find(status.group);
+  if (at == groups_.end()) {
+    if (status.wants_answer && !closed_groups_.contains(status.group)) {
+      answer_status(peer, status, wire::Signature{});
+    }
+    return;
+  }
+  GroupState& state = at->second;
+  const auto member = state.members.find(peer);
+  if (member == state.members.end()) return;
+  const bool has_started = status.signature.kind != 0;
+  if (Operation* operation = find_active(status.group, status.operation)) {
+    if (has_started) {
+      operation->not_started.erase(member->second);
+    } else {
+      operation->not_started.insert(member->second);
+    }
+  }
+  if (status.wants_answer) {
+    const auto ours = state.recent.find(status.operation);
+    if (ours != state.recent.end()) {
+      answer_status(peer, status, ours->second);
+    } else if (status.operation >= state.next_sequence) {
+      answer_status(peer, status, wire::Signature{});
+    }  // else it is too long ago to remember: silence is better than a wrong answer
+  }
+  if (has_started) check_signature(status.group, status.operation, peer, status.signature);
+}
+
+void Engine::answer_status(Rank peer, const wire::StatusFrame& question,
+                           const wire::Signature& signature) {
+  wire::StatusFrame answer;
+  answer.group = question.group;
+  answer.operation = question.operation;
+  answer.signature = signature;
+  endpoint_.post_status(peer, answer);
+}
+
+Error Engine::timeout_error(const Operation& operation) const {
+  std::string text = name_of(operation) + " Timed out after " +
+                     in_seconds(now_ - operation.started_at) + " on rank " +
+                     std::to_string(endpoint_.config().rank.value);
+  const char* separator = ", waiting for ";
+  for (const uint32_t peer : silent_peers(operation)) {
+    const Rank rank = operation.group().ranks[peer];
+    text += separator + endpoint_.describe_peer(rank);
+    separator = ", ";
+    if (operation.not_started.contains(peer)) {
+      text += " which has not started this operation";
+    } else if (const auto heard = endpoint_.last_heard_at(rank)) {
+      text += " last heard " + in_seconds(now_ - *heard) + " ago";
+    } else {
+      text += " which was never reached";
+    }
+  }
+  return Error{ErrorCode::kTimeout, text};
+}
+
+void Engine::fail(Operation& operation, const Error& error) {
+  const std::shared_ptr<Group> group = operation.shared_group();
+  if (operation.is_done) return;
+  release_steps(operation);
+  finish(operation, error);
+  if (!group->broken) break_group(*group, error, /*tell_members=*/true);
+}
+
+void Engine::break_group(Group& group, const Error& error, bool tell_members) {
+  group.broken = error;
+  std::vector<std::shared_ptr<Operation>> affected;
+  for (const auto& [id, operation] : active_) {
+    if (&operation->group() == &group) affected.push_back(operation);
+  }
+  for (const auto& operation : affected) fail(*operation, error);
+  if (!tell_members) return;
+  wire::AbortFrame abort;
+  abort.group = group.wire_id;
+  abort.code = static_cast<uint8_t>(error.code);
+  abort.reason = error.message.substr(0, wire::AbortFrame::kReasonBytesMax);
+  for (const Rank rank : group.ranks) {
+    if (rank != endpoint_.config().rank) endpoint_.post_abort(rank, abort);
+  }
+}
+
+}  // namespace securefabric::collective

@@ -1,0 +1,154 @@
+// N ranks in one thread and in virtual time: real engines, a bulletin board, and links between
+// every pair of sockets.
+//
+//   EventQueue ─► datagram, timer, board answer, scripted action ─► engine of a rank
+//   engine ─► poll_completed, poll_wanted, poll_transmit ─► WireAudit ─► Link ─► EventQueue
+//
+// Everything that happens at one instant is handed to the engines first; then every engine that was
+// touched takes its turn, in the order of ranks, as net/driver does on sockets. The same options
+// and the same calls give the same history, bit by bit.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "collective/engine.h"
+#include "sim/board.h"
+#include "sim/event_queue.h"
+#include "sim/link.h"
+#include "sim/wire_audit.h"
+
+namespace securefabric::sim {
+
+struct ClusterOptions {
+  uint32_t ranks = 2;             // of the world
+  uint64_t seed = 1;              // of keys, links and jitter
+  size_t sockets_per_rank = 2;    // each pair of sockets is a route of its own
+  size_t paths_per_peer = 4;      // of these routes, how many a rank uses to each peer
+  unsigned generation_bits = 22;  // log2 of the packets sealed under one key
+  size_t datagram_bytes_max = transport::kDatagramBytesMax;
+  size_t burst_segments_max = transport::kBurstSegmentsMax;
+  LinkOptions link;                                        // of every link at the start
+  base::Duration board_delay = base::Duration::millis(2);  // of a look-up
+  base::Duration join_timeout = transport::kJoinTimeoutDefault;
+  base::Duration death_timeout = transport::kDeathTimeoutDefault;
+  base::Duration heartbeat = transport::kHeartbeatDefault;
+  std::set<uint32_t> absent;     // ranks that do not start by themselves
+  std::set<uint32_t> impostors;  // ranks that hold another job secret
+};
+
+class Cluster {
+ public:
+  // Datagrams, timers and actions that may be outstanding; more means that something is unbounded.
+  static constexpr size_t kEventsMax = 1 << 20;
+  // Rounds of turns at one instant; more means that an engine asks for a timeout in the past.
+  static constexpr uint32_t kRoundsPerInstantMax = 1000;
+
+  explicit Cluster(ClusterOptions options);
+  Cluster(const Cluster&) = delete;
+  Cluster& operator=(const Cluster&) = delete;
+
+  // --- The ranks ---
+  uint32_t size() const { return options_.ranks; }
+  collective::Engine& engine(uint32_t rank) { return *nodes_.at(rank).engine; }
+  // The group of all ranks, as `rank` holds it.
+  const std::shared_ptr<collective::Group>& world(uint32_t rank) { return nodes_.at(rank).world; }
+  // Makes a group of some ranks on each of them.
+  std::vector<std::shared_ptr<collective::Group>> make_group(const std::string& name,
+                                                             const std::vector<uint32_t>& ranks);
+  void start(uint32_t rank, const std::shared_ptr<collective::Operation>& operation);
+  // The engine of this rank was called from outside: it gets a turn.
+  void touch(uint32_t rank) { touched_.insert(rank); }
+  // An absent rank starts after all.
+  void join(uint32_t rank);
+  // The process stops at this instant, without a word.
+  void kill(uint32_t rank);
+  // Says goodbye as a driver does at shutdown, and stops.
+  void leave(uint32_t rank);
+  bool is_alive(uint32_t rank) const { return nodes_.at(rank).is_alive; }
+
+  // --- The links ---
+  // Made on first use, with the options of the cluster.
+  Link& link(const Route& route);
+  // Every route that the sockets of two different ranks make, in order.
+  std::vector<Route> all_routes() const;
+  // The routes of both directions of one pair of sockets, as the lower rank's sockets name it.
+  void set_blackhole(const Route& route, bool is_blackhole);
+  void set_blackhole_everywhere(bool is_blackhole);
+
+  // --- Time ---
+  base::Instant now() const { return now_; }
+  void at(base::Instant when, std::function<void()> action);
+  void after(base::Duration delay, std::function<void()> action) {
+    at(now_ + delay, std::move(action));
+  }
+  // Runs until `done` says so (true) or virtual time reaches `deadline` (false). A cluster whose
+  // checkers have found something stops at once (false).
+  bool run_until(const std::function<bool()>& done, base::Instant deadline);
+  void run_for(base::Duration duration);
+
+  // --- What happened ---
+  WireAudit& audit() { return audit_; }
+  const std::vector<std::string>& violations() const { return audit_.violations(); }
+  // Of the simulator's own bounds: an engine that spins, a queue without end.
+  const std::string& breakdown() const { return breakdown_; }
+  bool is_sound() const { return violations().empty() && breakdown_.empty(); }
+  uint64_t trace_hash() const { return audit_.trace_hash(); }
+  LinkCounters link_counters() const;
+  transport::TrafficCounters traffic() const;
+  transport::DropCounters drops() const;
+  const ClusterOptions& options() const { return options_; }
+
+ private:
+  struct Node {
+    std::unique_ptr<collective::Engine> engine;
+    std::shared_ptr<collective::Group> world;         // as this rank holds it
+    transport::PeerDescription entry;                 // as published, or to be published by join()
+    bool is_alive = true;                             // killed and departed ranks take no turns
+    base::Instant timer_at = base::Instant::never();  // earliest timer in the queue
+  };
+  struct Arrival {
+    Route route;                 // that it took
+    bool is_marked_ce = false;   // by a queue
+    std::vector<uint8_t> bytes;  // of the datagram
+  };
+  struct Timer {
+    uint32_t rank = 0;
+  };
+  struct BoardAnswer {
+    uint32_t asking = 0;
+    uint32_t wanted = 0;
+  };
+  using Action = std::function<void()>;
+  using Event = std::variant<Arrival, Timer, BoardAnswer, Action>;
+
+  void make_node(uint32_t rank, base::Random& random);
+  void handle(Event& event);
+  void run_turns();
+  void turn(uint32_t rank);
+  void transmit(uint32_t rank, const transport::Transmit& burst);
+  void carry(const Route& route, base::Bytes datagram);
+  void ask_board(uint32_t asking, uint32_t wanted);
+  void arm_timer(uint32_t rank);
+
+  ClusterOptions options_;
+  const crypto::AeadProvider* aead_;  // of a suite this CPU runs
+  base::Instant now_;                 // virtual; starts at 0
+  EventQueue<Event> events_;
+  std::vector<Node> nodes_;     // by rank
+  std::set<uint32_t> touched_;  // ranks that take a turn before time goes on
+  std::map<Route, std::unique_ptr<Link>> links_;
+  Board board_;
+  WireAudit audit_;
+  std::string breakdown_;             // see breakdown()
+  uint32_t rounds_at_instant_ = 0;    // turns taken without time going on
+  uint64_t next_group_id_ = 1;        // wire ids
+  std::vector<Delivery> deliveries_;  // scratch of carry()
+};
+
+}  // namespace securefabric::sim

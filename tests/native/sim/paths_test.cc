@@ -1,0 +1,115 @@
+// Paths that die and come back while a collective runs over them.
+#include <gtest/gtest.h>
+
+#include "sim/fleet.h"
+
+namespace securefabric::sim {
+namespace {
+
+using base::Duration;
+using base::Rank;
+using transport::PathState;
+
+// What rank `from` thinks of its path to `to` over these sockets.
+PathState state_of(Fleet& fleet, uint32_t from, uint32_t to, uint8_t from_socket,
+                   uint8_t to_socket) {
+  for (const auto& [peer, paths] : fleet.cluster.engine(from).endpoint().paths()) {
+    if (peer != Rank{to}) continue;
+    for (const auto& path : paths) {
+      if (path.id == base::PathId::from_sockets(from_socket, to_socket)) return path.state;
+    }
+  }
+  ADD_FAILURE() << "no such path";
+  return PathState::kValidating;
+}
+
+ClusterOptions four_slow_paths(uint64_t seed) {
+  ClusterOptions options = cluster_of(2, seed);
+  options.sockets_per_rank = 2;
+  options.paths_per_peer = 4;
+  options.link.rate_bits_per_second = 100'000'000;
+  options.link.queue_bytes_max = 128 * 1024;  // full after 10 ms
+  return options;
+}
+
+TEST(Paths, blackholed_path_becomes_suspect_and_returns_when_repaired) {
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    Fleet fleet(four_slow_paths(seed));
+    fleet.expect_works(all_reduce_of(1'000));
+    const Route route{Rank{0}, Rank{1}, 0, 1};
+    CallRun& run = fleet.make_run(all_reduce_of(5'000'000));
+    const Operations operations = fleet.start_all(run);
+    fleet.cluster.run_for(Duration::millis(20));
+    fleet.cluster.set_blackhole(route, true);
+    fleet.cluster.run_for(Duration::millis(200));
+    EXPECT_EQ(state_of(fleet, 0, 1, 0, 1), PathState::kSuspect) << seed;
+    EXPECT_EQ(state_of(fleet, 0, 1, 0, 0), PathState::kActive) << seed;
+    EXPECT_FALSE(operations[0]->is_done) << "too fast to show anything";
+    fleet.cluster.set_blackhole(route, false);
+    ASSERT_TRUE(fleet.run_until_done(operations, Duration::seconds(5))) << seed;
+    fleet.expect_right(run, operations);
+    fleet.cluster.run_for(Duration::seconds(2));
+    EXPECT_EQ(state_of(fleet, 0, 1, 0, 1), PathState::kActive) << seed;
+    EXPECT_EQ(state_of(fleet, 1, 0, 1, 0), PathState::kActive) << seed;
+  }
+}
+
+TEST(Paths, one_way_blackhole_is_survived) {
+  Fleet fleet(four_slow_paths(11));
+  fleet.expect_works(all_reduce_of(1'000));
+  const Route route{Rank{1}, Rank{0}, 0, 0};
+  fleet.cluster.link(route).options().is_blackhole = true;
+  fleet.expect_works(all_reduce_of(2'000'000), Duration::seconds(5));
+  fleet.cluster.run_for(Duration::seconds(3));
+  EXPECT_EQ(state_of(fleet, 1, 0, 0, 0), PathState::kSuspect);
+  fleet.expect_works(all_reduce_of(1'000), Duration::millis(20));
+}
+
+TEST(Paths, one_path_of_four_never_worked__others_carry_the_job) {
+  Fleet fleet(four_slow_paths(12));
+  fleet.cluster.set_blackhole({Rank{0}, Rank{1}, 1, 1}, true);
+  fleet.expect_works(all_reduce_of(1'000'000), Duration::seconds(5));
+  EXPECT_EQ(state_of(fleet, 0, 1, 1, 1), PathState::kValidating);
+}
+
+TEST(Paths, every_path_down_for_three_seconds__resumes_within_a_second) {
+  for (uint64_t seed = 21; seed <= 25; ++seed) {
+    Fleet fleet(four_slow_paths(seed));
+    fleet.expect_works(all_reduce_of(1'000));
+    CallRun& run = fleet.make_run(all_reduce_of(2'000'000));
+    const Operations operations = fleet.start_all(run);
+    fleet.cluster.run_for(Duration::millis(20));
+    fleet.cluster.set_blackhole_everywhere(true);
+    fleet.cluster.run_for(Duration::seconds(3));
+    EXPECT_FALSE(operations[0]->is_done);
+    fleet.cluster.set_blackhole_everywhere(false);
+    EXPECT_TRUE(fleet.run_until_done(operations, Duration::millis(1'500))) << seed;
+    fleet.expect_right(run, operations);
+    fleet.cluster.run_for(Duration::seconds(2));
+    for (uint8_t a = 0; a < 2; ++a) {
+      for (uint8_t b = 0; b < 2; ++b) {
+        EXPECT_EQ(state_of(fleet, 0, 1, a, b), PathState::kActive) << seed;
+      }
+    }
+  }
+}
+
+TEST(Paths, everything_down_while_idle__found_out_and_repaired) {
+  Fleet fleet(four_slow_paths(31));
+  fleet.expect_works(all_reduce_of(1'000));
+  fleet.cluster.set_blackhole_everywhere(true);
+  fleet.cluster.run_for(Duration::seconds(5));
+  fleet.cluster.set_blackhole_everywhere(false);
+  fleet.cluster.run_for(Duration::seconds(2));
+  fleet.expect_works(all_reduce_of(100'000), Duration::seconds(1));
+}
+
+TEST(Paths, smaller_mtu_than_announced_on_one_path__its_data_moves) {
+  Fleet fleet(four_slow_paths(41));
+  const Route route{Rank{0}, Rank{1}, 0, 0};
+  fleet.cluster.link(route).options().mtu_bytes = 1'400;
+  fleet.expect_works(all_reduce_of(1'000'000), Duration::seconds(20));
+}
+
+}  // namespace
+}  // namespace securefabric::sim

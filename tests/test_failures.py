@@ -1,0 +1,294 @@
+"""What users and networks do wrong: a clear error that names cause and rank, within a bound."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import securefabric
+from ranks import join, run_ranks
+from securefabric.identity import write_key_file
+
+
+def _all_reduce_once(_rank: int) -> float:
+    join()
+    tensor = torch.ones(4)
+    dist.all_reduce(tensor)
+    dist.destroy_process_group()
+    return float(tensor[0])
+
+
+def test_without_a_key__says_how_to_make_one() -> None:
+    outcomes = run_ranks(_all_reduce_once, 1, key_file="", timeout_s=60)
+    assert outcomes[0].error is not None
+    assert "ConfigError" in outcomes[0].error
+    assert "securefabric keygen" in outcomes[0].error
+
+
+def test_key_file_that_others_may_read__is_refused(key_file: str) -> None:
+    Path(key_file).chmod(0o644)
+    outcomes = run_ranks(_all_reduce_once, 1, key_file=key_file)
+    assert outcomes[0].error is not None
+    assert "chmod 600" in outcomes[0].error
+
+
+def test_rank_with_another_key__is_named_on_every_rank(key_file: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other.key")
+    write_key_file(other)
+    outcomes = run_ranks(
+        _all_reduce_once,
+        2,
+        key_file=key_file,
+        environment=lambda rank: {"SECUREFABRIC_KEY_FILE": other} if rank == 1 else {},
+    )
+    for rank, outcome in enumerate(outcomes):
+        assert outcome.error is not None
+        assert "AuthError" in outcome.error
+        assert f"rank {1 - rank}" in outcome.error
+        assert "key" in outcome.error
+
+
+def test_rank_that_never_joins__is_named_with_the_wait(key_file: str) -> None:
+    outcomes = run_ranks(
+        _all_reduce_once,
+        3,
+        key_file=key_file,
+        environment={"SECUREFABRIC_JOIN_TIMEOUT_S": "3"},
+        absent=frozenset({2}),
+    )
+    for outcome in outcomes[:2]:
+        assert outcome.error is not None, outcome
+        assert "rank 2" in outcome.error
+        assert "did not join" in outcome.error
+
+
+def _run_pair(rank: int, left: str, right: str) -> None:
+    join()
+    calls: dict[str, Any] = {
+        "all_reduce_4": lambda: dist.all_reduce(torch.ones(4)),
+        "all_reduce_5": lambda: dist.all_reduce(torch.ones(5)),
+        "all_reduce_f64": lambda: dist.all_reduce(torch.ones(4, dtype=torch.float64)),
+        "all_reduce_max": lambda: dist.all_reduce(torch.ones(4), op=dist.ReduceOp.MAX),
+        "all_reduce_big": lambda: dist.all_reduce(torch.ones(1 << 20)),
+        "broadcast_0": lambda: dist.broadcast(torch.ones(4), src=0),
+        "broadcast_1": lambda: dist.broadcast(torch.ones(4), src=1),
+        "barrier": lambda: dist.barrier(),
+        "send_4": lambda: dist.send(torch.ones(4), 1),
+        "recv_5": lambda: dist.recv(torch.ones(5), 0),
+    }
+    calls[(left, right)[rank]]()
+    # A rank whose part was over before the other's began learns of it with its next call.
+    for _ in range(3):
+        dist.barrier()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        ("all_reduce_4", "all_reduce_5", ["all_reduce(float32 x 4", "all_reduce(float32 x 5"]),
+        ("all_reduce_4", "all_reduce_f64", ["float32 x 4", "float64 x 4"]),
+        ("all_reduce_4", "all_reduce_max", ["SUM", "MAX"]),
+        ("all_reduce_4", "all_reduce_big", ["float32 x 4", "float32 x 1048576"]),
+        ("all_reduce_4", "barrier", ["all_reduce", "barrier"]),
+        ("broadcast_0", "broadcast_1", ["root 0", "root 1"]),
+        ("broadcast_1", "broadcast_0", ["root 0", "root 1"]),
+        ("send_4", "recv_5", ["16 bytes", "20"]),
+    ],
+)
+def test_ranks_that_disagree__are_both_named(
+    key_file: str, left: str, right: str, words: list[str]
+) -> None:
+    outcomes = run_ranks(_run_pair, 2, left, right, key_file=key_file)
+    for outcome in outcomes:
+        assert outcome.error is not None, outcomes
+        assert "OperationMismatch" in outcome.error
+        assert "rank 0" in outcome.error
+        assert "rank 1" in outcome.error
+        for word in words:
+            assert word in outcome.error, (word, outcome.error)
+
+
+def _loop_until_failure(rank: int, victim: int, ready: str) -> tuple[str, float]:
+    join()
+    tensor = torch.ones(1 << 16)
+    dist.all_reduce(tensor)
+    if rank == victim:
+        Path(ready).touch()
+    started = time.monotonic()
+    try:
+        while time.monotonic() - started < 60:
+            started_call = time.monotonic()
+            dist.all_reduce(tensor)
+    except dist.DistBackendError as error:
+        waited = time.monotonic() - started_call
+        try:
+            dist.all_reduce(tensor)
+        except dist.DistBackendError:
+            return str(error), waited
+    return "no error", 0.0
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_lost_peer__every_survivor_learns_who(key_file: str, tmp_path: Path, how: int) -> None:
+    ready = tmp_path / "ready"
+    victim = 1
+
+    def strike(processes: dict[int, Any]) -> None:
+        until = time.monotonic() + 60
+        while not ready.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(processes[victim].pid, how)
+
+    outcomes = run_ranks(
+        _loop_until_failure,
+        3,
+        victim,
+        str(ready),
+        key_file=key_file,
+        environment={"SECUREFABRIC_DEATH_TIMEOUT_S": "3", "SECUREFABRIC_HEARTBEAT_S": "0.5"},
+        meanwhile=strike,
+        timeout_s=40,
+    )
+    for rank in (0, 2):
+        assert outcomes[rank].error is None, outcomes[rank]
+        message, waited = outcomes[rank].value
+        assert "PeerLost" in message
+        assert "rank 1" in message
+        assert "all_reduce" in message
+        assert waited < 15
+
+
+def _operation_timeout(rank: int) -> str:
+    join(timeout_s=2)
+    if rank == 1:
+        time.sleep(6)
+        return ""
+    started = time.monotonic()
+    with pytest.raises(dist.DistBackendError) as raised:
+        dist.all_reduce(torch.ones(4))
+    assert time.monotonic() - started < 4
+    return str(raised.value)
+
+
+def test_timeout__names_the_rank_that_did_not_start(key_file: str) -> None:
+    outcomes = run_ranks(_operation_timeout, 2, key_file=key_file)
+    assert outcomes[0].error is None, outcomes
+    message = outcomes[0].value
+    assert "OperationTimeout" in message
+    assert " Timed out " in message
+    assert "rank 1" in message
+    assert "has not started this operation" in message
+
+
+def _fork_and_use(_rank: int) -> str:
+    join()
+    dist.all_reduce(torch.ones(4))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            dist.all_reduce(torch.ones(4))
+            text = "no error"
+        except BaseException as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    dist.all_reduce(torch.ones(4))
+    dist.destroy_process_group()
+    return text
+
+
+def test_forked_child__may_not_use_the_keys(key_file: str) -> None:
+    for outcome in run_ranks(_fork_and_use, 2, key_file=key_file):
+        assert outcome.error is None, outcome
+        assert "ForkError" in outcome.value
+        assert "fork" in outcome.value
+
+
+def _reduce_under_fire(rank: int, ports: str) -> tuple[bool, int, int]:
+    join()
+    tensor = torch.ones(1 << 18)
+    dist.all_reduce(tensor)
+    from securefabric._fabric import current_fabric
+
+    fabric = current_fabric()
+    assert fabric is not None
+    own = Path(ports) / str(rank)
+    own.with_suffix(".tmp").write_text(" ".join(fabric.native.addresses))
+    own.with_suffix(".tmp").rename(own)
+    exact = True
+    until = time.monotonic() + 4
+    rounds = 0
+    going = torch.ones(1)
+    while going.item():
+        tensor = torch.arange(1 << 18, dtype=torch.float32)
+        dist.all_reduce(tensor)
+        exact = exact and bool((tensor == 2 * torch.arange(1 << 18, dtype=torch.float32)).all())
+        rounds += 1
+        going = torch.tensor([1.0 if time.monotonic() < until else 0.0])
+        dist.all_reduce(going, op=dist.ReduceOp.MIN)
+    drops = sum(securefabric.stats().drops.values())
+    dist.destroy_process_group()
+    return exact, rounds, drops
+
+
+def test_random_datagrams__are_dropped_counted_and_never_answered(
+    key_file: str, tmp_path: Path
+) -> None:
+    """Junk at every data port while collectives run: exact results, not one reply."""
+    ports = tmp_path / "ports"
+    ports.mkdir()
+    thrown = 0
+    replies = 0
+
+    def throw(processes: dict[int, Any]) -> None:
+        nonlocal thrown, replies
+        until = time.monotonic() + 60
+        while len(list(ports.glob("[01]"))) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        targets = []
+        for file in ports.glob("[01]"):
+            for text in file.read_text().split():
+                host, _, port = text.rpartition(":")
+                targets.append((host, int(port)))
+        randomness = random.Random(1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
+            attacker.bind(("127.0.0.1", 0))
+            attacker.setblocking(False)
+            stop = time.monotonic() + 3
+            while time.monotonic() < stop and thrown < 50_000:
+                junk = randomness.randbytes(randomness.choice([0, 1, 15, 16, 47, 48, 100, 1400]))
+                if thrown % 3 == 0 and len(junk) > 16:
+                    junk = b"\x11\x00" + junk[2:]  # a plausible start
+                attacker.sendto(junk, targets[thrown % len(targets)])
+                thrown += 1
+                try:
+                    attacker.recv(65536)
+                    replies += 1
+                except BlockingIOError:
+                    pass
+
+    outcomes = run_ranks(_reduce_under_fire, 2, str(ports), key_file=key_file, meanwhile=throw)
+    assert replies == 0
+    assert thrown > 1000
+    for outcome in outcomes:
+        assert outcome.error is None, outcome
+        exact, rounds, drops = outcome.value
+        assert exact
+        assert rounds > 1
+        assert drops > 100
+    assert sum(outcome.value[2] for outcome in outcomes) <= thrown + 100
