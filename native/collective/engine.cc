@@ -69,8 +69,8 @@ void Engine::start(const std::shared_ptr<Operation>& operation, Instant now) {
   active_[op.id] = operation;
   const auto at = groups_.find(op.group().wire_id);
   if (at == groups_.end()) {
-    return finish(op, Error{ErrorCode::kAborted,
-                            "process group '" + op.group().name + "' was shut down"});
+    return finish(
+        op, Error{ErrorCode::kAborted, "process group '" + op.group().name + "' was shut down"});
   }
   if (op.group().broken) return finish(op, op.group().broken);
   take_sequence(op, at->second);
@@ -127,8 +127,7 @@ std::optional<Error> Engine::require_peers(const Operation& operation) {
   return std::nullopt;
 }
 
-void Engine::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce,
-                             base::Bytes datagram) {
+void Engine::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram) {
   now_ = now;
   endpoint_.handle_datagram(now, socket, is_marked_ce, datagram);
   pump(now);

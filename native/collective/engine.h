@@ -70,8 +70,8 @@ class Engine final : private transport::ReceiveMatcher {
   // What is remembered of a group's past and present, to answer what this rank was doing.
   struct GroupState {
     std::shared_ptr<Group> group;
-    std::map<base::Rank, uint32_t> members;  // group rank of each global rank
-    uint64_t next_sequence = 0;  // of the next collective
+    std::map<base::Rank, uint32_t> members;      // group rank of each global rank
+    uint64_t next_sequence = 0;                  // of the next collective
     std::map<uint64_t, wire::Signature> recent;  // signatures of the newest collectives
     std::map<std::pair<uint32_t, uint32_t>, uint64_t> sends;  // next of (group rank, tag)
   };
@@ -124,15 +124,15 @@ class Engine final : private transport::ReceiveMatcher {
   void break_group(Group& group, const base::Error& error, bool tell_members);
   std::string name_of(const Operation& operation) const;
 
-  base::Instant now_;                        // of the current call
+  base::Instant now_;  // of the current call
   transport::Endpoint endpoint_;
   CollectiveMatching collectives_;
   PointToPointMatching point_to_point_;
-  std::map<uint64_t, GroupState> groups_;    // by wire id
-  std::set<uint64_t> closed_groups_;         // wire ids that were removed
+  std::map<uint64_t, GroupState> groups_;                  // by wire id
+  std::set<uint64_t> closed_groups_;                       // wire ids that were removed
   std::map<uint64_t, std::shared_ptr<Operation>> active_;  // started and not done, by id
   uint64_t next_operation_id_ = 0;
-  std::unordered_map<transport::Token, StepRef> tokens_;           // posted sends and receives
+  std::unordered_map<transport::Token, StepRef> tokens_;  // posted sends and receives
   transport::Token next_token_ = 1;
   std::deque<base::Rank> wanted_;
   std::deque<std::shared_ptr<Operation>> completed_;

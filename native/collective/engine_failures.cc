@@ -51,12 +51,11 @@ void Engine::on_mismatch(const transport::MessageMismatch& mismatch) {
     return;
   }
   fail(operation,
-       Error{ErrorCode::kMismatch,
-             "rank " + std::to_string(mismatch.peer.value) + " sends " +
-                 std::to_string(mismatch.length) + " bytes where rank " +
-                 std::to_string(endpoint_.config().rank.value) + " expects " +
-                 std::to_string(expected) + " in " + name_of(operation) +
-                 ". Both sides must use equal shapes and types"});
+       Error{ErrorCode::kMismatch, "rank " + std::to_string(mismatch.peer.value) + " sends " +
+                                       std::to_string(mismatch.length) + " bytes where rank " +
+                                       std::to_string(endpoint_.config().rank.value) + " expects " +
+                                       std::to_string(expected) + " in " + name_of(operation) +
+                                       ". Both sides must use equal shapes and types"});
 }
 
 void Engine::check_signature(uint64_t group, uint64_t sequence, Rank peer,
@@ -119,8 +118,8 @@ bool Engine::holds_message_for(const Operation& operation, uint32_t index) const
   const Step& step = operation.request().schedule.steps[index];
   if (!is_receive(step.kind) || operation.states[index].is_started) return false;
   const Rank peer = operation.group().ranks[step.peer];
-  const HeldMessage* held = collectives_.held_at(
-      {operation.group().wire_id, operation.sequence, peer, step.slot});
+  const HeldMessage* held =
+      collectives_.held_at({operation.group().wire_id, operation.sequence, peer, step.slot});
   return held != nullptr && endpoint_.has_message(peer, held->message_id);
 }
 
@@ -142,9 +141,9 @@ void Engine::fail_if_deserted(Operation& operation) {
 }
 
 void Engine::fail_deserted(Operation& operation, const Error& error) {
-  fail(operation, Error{error.code, error.message + "; " + name_of(operation) +
-                                        " was waiting for it for " +
-                                        in_seconds(now_ - operation.started_at)});
+  fail(operation,
+       Error{error.code, error.message + "; " + name_of(operation) + " was waiting for it for " +
+                             in_seconds(now_ - operation.started_at)});
 }
 
 std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {
@@ -158,8 +157,7 @@ std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {
 }
 
 void Engine::inquire(Operation& operation) {
-  operation.inquiry_interval =
-      base::shorter(operation.inquiry_interval * 2, kInquiryIntervalMax);
+  operation.inquiry_interval = base::shorter(operation.inquiry_interval * 2, kInquiryIntervalMax);
   operation.inquiry_at = now_ + operation.inquiry_interval;
   if (operation.is_point_to_point()) return;
   for (const uint32_t peer : silent_peers(operation)) {

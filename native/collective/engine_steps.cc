@@ -31,7 +31,7 @@ bool Engine::run_step(Operation& operation, uint32_t index) {
   operation.states[index].is_started = true;
   if (step.kind == StepKind::kSend) {
     post_send(operation, index);
-    return step.target.length <= transport::kEagerMessageBytesMax;
+    return step.target.length <= transport::kCopiedMessageBytesMax;
   }
   if (is_receive(step.kind)) {
     post_receive(operation, index);
@@ -59,7 +59,7 @@ void Engine::post_send(Operation& operation, uint32_t index) {
   request.key = key_of(operation, step);
   request.signature = operation.signature();
   request.bytes = operation.bytes_of(step.target);
-  if (request.bytes.size() > transport::kEagerMessageBytesMax) {
+  if (request.bytes.size() > transport::kCopiedMessageBytesMax) {
     request.token = operation.states[index].token = next_token_++;
     tokens_[request.token] = StepRef{&operation, index};
   }

@@ -75,16 +75,16 @@ class PointToPointMatching {
 
  private:
   struct Posted {
-    std::optional<base::Rank> source;   // nothing: any
+    std::optional<base::Rank> source;  // nothing: any
     transport::PostedReceive receive;
   };
   struct Lane {
-    uint64_t next_sequence = 0;                // of the next message to match
-    std::map<uint64_t, HeldMessage> waiting;   // by sequence
+    uint64_t next_sequence = 0;               // of the next message to match
+    std::map<uint64_t, HeldMessage> waiting;  // by sequence
   };
   struct TagQueue {
-    std::deque<Posted> posted;              // in the order of posting
-    std::map<base::Rank, Lane> lanes;       // by sender
+    std::deque<Posted> posted;         // in the order of posting
+    std::map<base::Rank, Lane> lanes;  // by sender
   };
 
   std::map<std::pair<uint64_t, uint32_t>, TagQueue> queues_;  // by (group, tag)

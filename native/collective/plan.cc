@@ -12,7 +12,7 @@
 namespace securefabric::collective {
 namespace {
 
-static_assert(PlanOptions{}.copied_send_bytes <= transport::kEagerMessageBytesMax);
+static_assert(PlanOptions{}.copied_send_bytes <= transport::kCopiedMessageBytesMax);
 // A direct reduce_scatter posts its receives one by one, and the others' messages arrive before.
 static_assert(PlanOptions{}.reduce_scatter_direct_bytes <= transport::kEagerMessageBytesMax);
 

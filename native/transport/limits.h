@@ -29,10 +29,14 @@ inline constexpr size_t kPathsPerPeerMax = 256;
 
 // --- Messages ------------------------------------------------------------------------------------
 // A message up to this many bytes is sent before its receive is known to be posted.
-inline constexpr uint64_t kEagerMessageBytesMax = 16 * 1024;
+inline constexpr uint64_t kEagerMessageBytesMax = 64 * 1024;
+// A message up to this many bytes is copied when it is posted, so that its sender need not wait for
+// the acknowledgement; copying a larger one would cost more than the wait.
+inline constexpr uint64_t kCopiedMessageBytesMax = 16 * 1024;
+static_assert(kCopiedMessageBytesMax <= kEagerMessageBytesMax);
 // What one peer may have outstanding of such messages, in charge (see eager_charge): bounds the
 // memory that unexpected messages can take on the receiver.
-inline constexpr uint64_t kEagerWindow = 1024 * 1024;
+inline constexpr uint64_t kEagerWindow = 4 * 1024 * 1024;
 // Charged per eager message on top of its bytes: its bookkeeping on the receiver.
 inline constexpr uint64_t kEagerMessageOverhead = 256;
 // Messages that a peer has begun and not finished. Ring collectives on large tensors post

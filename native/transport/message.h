@@ -28,7 +28,7 @@ class FragmentSink {
   virtual void place(uint64_t offset, base::Bytes bytes) = 0;
 };
 
-// A message to send. One of at most kEagerMessageBytesMax bytes is copied at once and reports
+// A message to send. One of at most kCopiedMessageBytesMax bytes is copied at once and reports
 // nothing. The bytes of a larger one must stay readable until SendDelivered or withdraw_send, and
 // unchanged until the peer is known to have them.
 struct SendRequest {

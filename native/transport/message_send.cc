@@ -25,7 +25,7 @@ void SendQueue::post(const SendRequest& request) {
   message.signature = request.signature;
   message.token = request.token;
   const uint64_t length = request.bytes.size();
-  if (length <= kEagerMessageBytesMax) {
+  if (length <= kCopiedMessageBytesMax) {
     message.copy = base::to_vector(request.bytes);
     message.bytes = message.copy;
   } else {
@@ -64,7 +64,12 @@ void SendQueue::enqueue(uint64_t id, Message& message, bool in_front) {
 void SendQueue::withdraw(Token token) {
   const auto at = by_token_.find(token);
   if (at == by_token_.end()) return;
-  erase(messages_.find(at->second));
+  const auto message = messages_.find(at->second);
+  // What never left is not charged by the receiver either.
+  if (message->second.is_eager && !message->second.is_begun()) {
+    eager_charged_ -= eager_charge(message->second.bytes.size());
+  }
+  erase(message);
 }
 
 void SendQueue::erase(std::unordered_map<uint64_t, Message>::iterator at) {

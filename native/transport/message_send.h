@@ -67,7 +67,7 @@ class SendQueue {
     base::RangeSet acked;                    // bytes the peer has
     std::deque<base::RangeSet::Range> lost;  // to be sent again; may overlap `acked`
     bool is_begun() const { return next_offset > 0 || empty_sent; }
-    bool is_small() const { return bytes.size() <= kEagerMessageBytesMax; }
+    bool is_small() const { return bytes.size() <= kCopiedMessageBytesMax; }
     bool has_next() const {
       return !lost.empty() || needs_announcement || next_offset < granted ||
              (bytes.empty() && !empty_sent);

@@ -245,6 +245,7 @@ TEST_F(EndpointTest, handle_datagram__for_a_peer_that_has_left) {
   pair_.node(1).is_paused = false;
   pair_.endpoint(1).post_goodbye();
   pair_.run_for(Duration::millis(5));
+  pair_.node(1).is_paused = true;
   ASSERT_EQ(pair_.events_of<PeerLeft>(0).size(), 1u);
   expect_dropped(datagram, &DropCounters::peer_closed);
 }

@@ -374,7 +374,7 @@ TEST_F(SendQueueTest, every_call__delivers_everything_under_random_loss) {
     ASSERT_TRUE(queue_.is_drained());
     for (uint64_t i = 0; i < 12; ++i) {
       ASSERT_TRUE(arrived[i].covers(0, kept_[i].size()));
-      ASSERT_EQ(delivered.contains(i), kept_[i].size() > kEagerMessageBytesMax);
+      ASSERT_EQ(delivered.contains(i), kept_[i].size() > kCopiedMessageBytesMax);
     }
   }
 }
