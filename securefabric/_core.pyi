@@ -57,3 +57,57 @@ class PathOpener:
     @property
     def auth_failures(self) -> int: ...
     def open(self, packet_number: int, aad: bytes, sealed: bytes) -> tuple[str, bytes | None]: ...
+
+# sim
+
+@final
+class Scenario:
+    """Options of one simulated job; `op`, `dtype` and `reduce_op` of None are drawn by the seed."""
+
+    op: str | None
+    dtype: str | None
+    reduce_op: str | None
+    ranks: int
+    seed: int
+    count: int
+    operations: int
+    concurrent: int
+    sockets: int
+    paths: int
+    generation_bits: int
+    datagram_bytes: int
+    loss: float
+    reorder: float
+    duplicate: float
+    corrupt: float
+    rate_bits: int
+    queue_bytes: int
+    mtu: int
+    skew_us: float
+    latency_us: float
+    jitter_us: float
+    reorder_us: float
+    loss_burst_us: float
+    time_limit: float
+
+    def __init__(self) -> None: ...
+    def replay_command(self) -> str: ...
+
+@final
+class ScenarioReport:
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def failures(self) -> list[str]: ...
+    @property
+    def trace_hash(self) -> int: ...
+    @property
+    def virtual_seconds(self) -> float: ...
+    @property
+    def traffic(self) -> dict[str, int]: ...
+    @property
+    def drops(self) -> dict[str, int]: ...
+    @property
+    def links(self) -> dict[str, int]: ...
+
+def simulate(scenario: Scenario) -> ScenarioReport: ...

@@ -36,5 +36,6 @@ inline pybind11::bytes to_python(base::Bytes bytes) {
 
 // One per room, in <room>_bindings.cc; core_module.cc calls them.
 void bind_crypto(pybind11::module_& module);
+void bind_sim(pybind11::module_& module);
 
 }  // namespace securefabric::python

@@ -13,6 +13,7 @@ constexpr const char* kModuleName = "securefabric._core";
 using Bind = void (*)(py::module_&);
 constexpr Bind kRooms[] = {
     bind_crypto,
+    bind_sim,
 };
 
 // A RuntimeError of our own: the package above translates `code` into its exception classes.

@@ -47,6 +47,11 @@ bool is_defined(ReduceOp op, DataType type) {
   }
 }
 
+bool is_exact(ReduceOp op, DataType type, uint32_t ranks) {
+  const bool is_half = type == DataType::kFloat16 || type == DataType::kBfloat16;
+  return ranks <= kExactRanksMax || (op != ReduceOp::kProduct && !is_half);
+}
+
 int64_t input_value(DataType type, uint64_t seed, uint32_t rank, uint64_t index) {
   // One multiply-mix per element: the buffers are large and there are many.
   uint64_t mixed = (seed + (uint64_t{rank} << 40) + index) * 0x9E37'79B9'7F4A'7C15;
@@ -63,7 +68,9 @@ int64_t reduce_values(ReduceOp op, std::span<const int64_t> values) {
       case ReduceOp::kSum:
       case ReduceOp::kAvg:
       case ReduceOp::kPremulSum: result += value; break;
-      case ReduceOp::kProduct: result *= value; break;
+      case ReduceOp::kProduct:  // wraps around, as the integer types do
+        result = static_cast<int64_t>(static_cast<uint64_t>(result) * static_cast<uint64_t>(value));
+        break;
       case ReduceOp::kMin: result = std::min(result, value); break;
       case ReduceOp::kMax: result = std::max(result, value); break;
       case ReduceOp::kBitAnd: result &= value; break;

@@ -1,7 +1,7 @@
 // The naive side of the oracle: elements of any type as plain integers, and the reductions on them.
 //
 // Values are small integers that every type represents exactly, and so are all results of SUM,
-// PRODUCT, MIN, MAX and the bitwise operators on up to eight ranks; integer results that leave the
+// PRODUCT, MIN, MAX and the bitwise operators (see is_exact); integer results that leave the
 // type wrap around. An average is divided once, in double, and rounded once (float16 and bfloat16:
 // twice, through float32, as the reduction's definition says).
 #pragma once
@@ -19,6 +19,10 @@ std::span<const collective::DataType> oracle_types();
 bool is_float(collective::DataType type);
 // Whether the operator is defined on the type.
 bool is_defined(collective::ReduceOp op, collective::DataType type);
+// Whether every order of reduction gives the oracle's result: up to so many ranks with every
+// operator, beyond only where neither a half type nor int64_t can run out of bits.
+inline constexpr uint32_t kExactRanksMax = 32;
+bool is_exact(collective::ReduceOp op, collective::DataType type, uint32_t ranks);
 
 // The factor of PREMUL_SUM in every simulated call.
 inline constexpr double kPremulFactor = 2.0;

@@ -25,7 +25,7 @@ struct LinkOptions {
   uint64_t queue_bytes_max = 4 << 20;  // what waits for the rate; more is dropped
   uint64_t mark_above_bytes = 0;  // queue length from which on datagrams are marked CE; 0: none
   double loss = 0;                // the datagram vanishes
-  base::Duration loss_burst;           // what is sent within this time after a loss is lost as well
+  base::Duration loss_burst;      // what is sent within this time after a loss is lost as well
   double reorder = 0;             // held back by reorder_delay, so that later ones overtake
   base::Duration reorder_delay = base::Duration::micros(500);
   double duplicate = 0;       // delivered twice, the second time after reorder_delay

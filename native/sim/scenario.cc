@@ -47,14 +47,22 @@ uint64_t draw_count(base::Random& random, uint64_t count_max) {
   }
 }
 
+bool may_reduce(ReduceOp op, DataType type, const ScenarioOptions& options) {
+  return is_defined(op, type) && is_exact(op, type, options.cluster.ranks);
+}
+
 Call draw_call(const ScenarioOptions& options, base::Random& random) {
   Call call;
   const bool is_drawn = !options.kind.has_value();
   call.kind = is_drawn ? draw(random, kKinds) : *options.kind;
   call.data_type = options.data_type.value_or(draw(random, oracle_types()));
-  ReduceOp op = draw(random, kReduceOps);
-  while (!is_defined(op, call.data_type)) op = draw(random, kReduceOps);
-  if (is_reduction(call.kind)) call.reduce_op = options.reduce_op.value_or(op);
+  ReduceOp op = ReduceOp::kNone;
+  while (!may_reduce(op, call.data_type, options)) {
+    op = draw(random, kReduceOps);
+    if (!options.data_type) call.data_type = draw(random, oracle_types());
+    if (options.reduce_op) op = *options.reduce_op;
+  }
+  if (is_reduction(call.kind)) call.reduce_op = op;
   if (has_root(call.kind)) {
     call.root = static_cast<uint32_t>(random.below(options.cluster.ranks));
   }
@@ -121,8 +129,7 @@ void Job::schedule_next(uint32_t rank) {
 void Job::start(uint32_t rank, uint32_t index) {
   CallRun& run = *runs_[index];
   cluster_.audit().add_canary(run.input(rank));
-  const auto operation =
-      run.make_operation(cluster_.world(rank), cluster_.now() + options_.time_limit);
+  const auto operation = run.make_operation(cluster_.world(rank), Instant() + options_.time_limit);
   operation->on_done = [this, rank, index, raw = operation.get()] { on_done(rank, index, *raw); };
   cluster_.start(rank, operation);
 }
@@ -167,7 +174,8 @@ void Job::check_storm(ScenarioReport& report) const {
 }
 
 ScenarioReport Job::run() {
-  const Instant deadline = cluster_.now() + options_.time_limit;
+  // The operations' own deadline comes first: their errors say who was waited for.
+  const Instant deadline = Instant() + options_.time_limit + Duration::seconds(1);
   for (uint32_t rank = 0; rank < cluster_.size(); ++rank) schedule_next(rank);
   const bool is_complete = cluster_.run_until([this] { return is_done(); }, deadline);
   ScenarioReport report;
@@ -193,6 +201,52 @@ ScenarioReport Job::run() {
 }
 
 }  // namespace
+
+base::Status check_options(const ScenarioOptions& options) {
+  const ClusterOptions& cluster = options.cluster;
+  const LinkOptions& link = cluster.link;
+  const auto within = [](auto value, auto low, auto high) { return value >= low && value <= high; };
+  const auto refuse = [](const char* what) {
+    return base::Error{base::ErrorCode::kConfig, std::string("cannot simulate: ") + what};
+  };
+  constexpr uint32_t kRanksMax = 4'096;
+  constexpr uint64_t kCountMax = uint64_t{1} << 28;
+  if (!within(cluster.ranks, 1u, kRanksMax)) return refuse("ranks must be 1 to 4096");
+  if (options.count > kCountMax) return refuse("count must be at most 2^28");
+  if (options.operations < 1 || options.concurrent < 1) {
+    return refuse("operations and concurrent must be at least 1");
+  }
+  if (!within(cluster.sockets_per_rank, size_t{1}, transport::kSocketsMax) ||
+      !within(cluster.paths_per_peer, size_t{1}, transport::kPathsPerPeerMax)) {
+    return refuse("sockets and paths must be 1 to 256");
+  }
+  constexpr unsigned kGenerationBitsMin = 5;  // fewer packets than are in flight: keys run away
+  if (!within(cluster.generation_bits, kGenerationBitsMin, ClusterOptions{}.generation_bits)) {
+    return refuse("generation bits must be 5 to 22");
+  }
+  if (!within(cluster.datagram_bytes_max, transport::kDatagramBytesMin,
+              transport::kDatagramBytesMax)) {
+    return refuse("datagram bytes must be 1200 to 8960");
+  }
+  for (const double chance : {link.loss, link.reorder, link.duplicate, link.corrupt}) {
+    if (!within(chance, 0.0, 1.0)) return refuse("probabilities must be between 0 and 1");
+  }
+  if (link.latency <= Duration()) return refuse("the latency must be more than 0");
+  for (const Duration duration :
+       {link.jitter, link.reorder_delay, link.loss_burst, options.skew, options.time_limit}) {
+    if (duration < Duration()) return refuse("durations must not be negative");
+  }
+  const auto draws_type = !options.data_type.has_value();
+  const DataType type = options.data_type.value_or(DataType::kFloat32);
+  const bool has_op = options.reduce_op.has_value();
+  if (has_op && !draws_type && !may_reduce(*options.reduce_op, type, options)) {
+    return refuse("this reduce operator has no exact result on this type and number of ranks");
+  }
+  const bool is_possible = has_op ? is_exact(*options.reduce_op, type, cluster.ranks)
+                                  : is_exact(ReduceOp::kSum, type, cluster.ranks);
+  if (!is_possible) return refuse("results would not be exact on so many ranks");
+  return base::ok_status();
+}
 
 ScenarioReport run_scenario(const ScenarioOptions& options) {
   return Job(options).run();

@@ -38,6 +38,9 @@ struct ScenarioReport {
   bool ok() const { return failures.empty(); }
 };
 
+// kConfig when the options cannot be simulated.
+base::Status check_options(const ScenarioOptions& options);
+// `options` passed check_options.
 ScenarioReport run_scenario(const ScenarioOptions& options);
 
 // The command that runs the same scenario, for a failure's message.

@@ -31,13 +31,15 @@ TEST_P(LosslessCollectives, are_exact_without_faults__any_world_size) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    AllKinds, LosslessCollectives,
-    testing::Values(OperationKind::kAllReduce, OperationKind::kBroadcast, OperationKind::kReduce,
-                    OperationKind::kAllGather, OperationKind::kReduceScatter,
-                    OperationKind::kAllToAll, OperationKind::kGather, OperationKind::kScatter,
-                    OperationKind::kBarrier),
-    [](const auto& kind) { return collective::operation_kind_name(kind.param); });
+INSTANTIATE_TEST_SUITE_P(AllKinds, LosslessCollectives,
+                         testing::Values(OperationKind::kAllReduce, OperationKind::kBroadcast,
+                                         OperationKind::kReduce, OperationKind::kAllGather,
+                                         OperationKind::kReduceScatter, OperationKind::kAllToAll,
+                                         OperationKind::kGather, OperationKind::kScatter,
+                                         OperationKind::kBarrier),
+                         [](const auto& kind) {
+                           return collective::operation_kind_name(kind.param);
+                         });
 
 TEST(Collectives, all_reduce_is_exact__any_type_and_operator) {
   uint64_t seed = 100;

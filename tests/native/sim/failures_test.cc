@@ -36,12 +36,14 @@ TEST_P(KilledPeer, fails_every_survivor_by_name_within_the_death_timeout) {
 }
 
 // Gather is left out: who sends a small tensor to a dead root is done when it is sent.
-INSTANTIATE_TEST_SUITE_P(
-    OfKind, KilledPeer,
-    testing::Values(OperationKind::kAllReduce, OperationKind::kBroadcast,
-                    OperationKind::kAllGather, OperationKind::kReduceScatter,
-                    OperationKind::kAllToAll, OperationKind::kScatter, OperationKind::kBarrier),
-    [](const auto& kind) { return collective::operation_kind_name(kind.param); });
+INSTANTIATE_TEST_SUITE_P(OfKind, KilledPeer,
+                         testing::Values(OperationKind::kAllReduce, OperationKind::kBroadcast,
+                                         OperationKind::kAllGather, OperationKind::kReduceScatter,
+                                         OperationKind::kAllToAll, OperationKind::kScatter,
+                                         OperationKind::kBarrier),
+                         [](const auto& kind) {
+                           return collective::operation_kind_name(kind.param);
+                         });
 
 TEST(Failures, peer_killed_in_the_middle_of_a_transfer__100_moments) {
   for (uint64_t seed = 1; seed <= 100; ++seed) {
@@ -57,8 +59,8 @@ TEST(Failures, peer_killed_in_the_middle_of_a_transfer__100_moments) {
     ASSERT_TRUE(fleet.run_until_done(operations, Duration::seconds(63))) << "seed " << seed;
     for (const auto& operation : operations) {
       if (!operation->error) continue;  // it was fast enough
-      EXPECT_TRUE(failed_with(*operation, ErrorCode::kPeerLost,
-                              "rank " + std::to_string(victim) + " ("))
+      EXPECT_TRUE(
+          failed_with(*operation, ErrorCode::kPeerLost, "rank " + std::to_string(victim) + " ("))
           << "seed " << seed;
     }
   }
@@ -142,8 +144,8 @@ TEST(Failures, operation_that_one_rank_never_calls_times_out_and_names_it) {
   CallRun& run = fleet.make_run(all_reduce_of(10));
   Operations operations;
   for (const uint32_t rank : {0u, 2u}) {
-    operations.push_back(run.make_operation(fleet.cluster.world(rank),
-                                            fleet.cluster.now() + Duration::seconds(20)));
+    operations.push_back(
+        run.make_operation(fleet.cluster.world(rank), fleet.cluster.now() + Duration::seconds(20)));
     fleet.cluster.start(rank, operations.back());
   }
   ASSERT_TRUE(fleet.run_until_done(operations, Duration::seconds(21)));

@@ -13,7 +13,6 @@ namespace {
 using base::Duration;
 using collective::OperationKind;
 
-
 TEST(Faults, loss_reorder_and_duplication_never_change_a_result__100_seeds) {
   for (uint64_t seed = 1; seed <= 100; ++seed) {
     ScenarioOptions options;
@@ -38,8 +37,8 @@ ScenarioOptions draw_scenario(uint64_t seed) {
   cluster.ranks = 2 + static_cast<uint32_t>(random.below(5));
   cluster.sockets_per_rank = 1 + random.below(3);
   cluster.paths_per_peer = 1 + random.below(6);
-  cluster.datagram_bytes_max = random.chance(0.5) ? transport::kDatagramBytesMax
-                                                  : transport::kDatagramBytesMin;
+  cluster.datagram_bytes_max =
+      random.chance(0.5) ? transport::kDatagramBytesMax : transport::kDatagramBytesMin;
   cluster.burst_segments_max = random.chance(0.3) ? 1 : transport::kBurstSegmentsMax;
   LinkOptions& link = cluster.link;
   const auto maybe = [&random](double most) {
@@ -68,8 +67,76 @@ TEST(Faults, any_mix_of_faults_never_changes_a_result__seeds_from_the_environmen
     const ScenarioOptions options = draw_scenario(seed);
     const ScenarioReport report = run_scenario(options);
     EXPECT_TRUE(report.ok()) << describe_failures(options, report);
-    if (report.virtual_time > Duration::seconds(20)) std::printf("slow %lu %f %s\n", seed, report.virtual_time.seconds(), replay_command(options).c_str());
   }
+}
+
+TEST(Faults, damaged_datagrams_are_dropped_and_counted) {
+  ScenarioOptions options;
+  options.cluster.ranks = 3;
+  options.cluster.link.corrupt = 0.3;
+  options.count = 50'000;
+  options.operations = 10;
+  const ScenarioReport report = run_scenario(options);
+  EXPECT_TRUE(report.ok()) << describe_failures(options, report);
+  const transport::DropCounters& drops = report.drops;
+  EXPECT_GT(drops.auth_failed, 50u);
+  EXPECT_GT(drops.too_short + drops.bad_version, 0u);
+  EXPECT_EQ(drops.malformed, 0u);  // nothing unverified was ever decoded
+}
+
+TEST(Faults, duplicated_datagrams_are_dropped_and_counted) {
+  ScenarioOptions options;
+  options.cluster.link.duplicate = 1;
+  options.count = 50'000;
+  options.operations = 10;
+  const ScenarioReport report = run_scenario(options);
+  EXPECT_TRUE(report.ok()) << describe_failures(options, report);
+  // Some copies come after the last operation.
+  EXPECT_GE(report.drops.replay_duplicate + 100, report.links.duplicated);
+  EXPECT_EQ(report.traffic.duplicate_fragments, 0u);
+}
+
+TEST(Faults, keys_roll_every_64_packets_under_loss__20_seeds) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    ScenarioOptions options;
+    options.cluster.seed = seed;
+    options.cluster.ranks = 2 + static_cast<uint32_t>(seed % 3);
+    options.cluster.generation_bits = 6;
+    options.cluster.datagram_bytes_max = transport::kDatagramBytesMin;
+    options.cluster.link = stormy_link();
+    options.kind = OperationKind::kAllReduce;
+    options.data_type = collective::DataType::kInt32;
+    options.operations = 10;
+    options.count = 50'000;
+    const ScenarioReport report = run_scenario(options);
+    ASSERT_TRUE(report.ok()) << describe_failures(options, report);
+    EXPECT_EQ(report.drops.auth_failed, 0u);
+    EXPECT_GT(report.traffic.packets_sealed, 64u * 4u * options.cluster.ranks);
+  }
+}
+
+TEST(Faults, queue_that_overflows_is_only_slow) {
+  ScenarioOptions options;
+  options.kind = OperationKind::kAllToAll;
+  options.cluster.ranks = 6;
+  options.cluster.link.rate_bits_per_second = 50'000'000;
+  options.cluster.link.queue_bytes_max = 40'000;
+  options.count = 200'000;
+  const ScenarioReport report = run_scenario(options);
+  EXPECT_TRUE(report.ok()) << describe_failures(options, report);
+  EXPECT_GT(report.links.queue_dropped, 0u);
+}
+
+TEST(Faults, queue_marks_are_counted_by_the_receiver) {
+  ScenarioOptions options;
+  options.cluster.link.rate_bits_per_second = 100'000'000;
+  options.cluster.link.mark_above_bytes = 20'000;
+  options.kind = OperationKind::kAllReduce;
+  options.count = 100'000;
+  const ScenarioReport report = run_scenario(options);
+  EXPECT_TRUE(report.ok()) << describe_failures(options, report);
+  EXPECT_GT(report.traffic.ce_received, 0u);
+  EXPECT_EQ(report.traffic.ce_received, report.links.marked);
 }
 
 }  // namespace

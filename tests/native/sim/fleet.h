@@ -124,10 +124,9 @@ inline testing::AssertionResult failed_with(const collective::Operation& operati
   if (!operation.is_done) return testing::AssertionFailure() << who << "not done";
   if (!operation.error) return testing::AssertionFailure() << who << "succeeded";
   if (operation.error->code != code || operation.error->message.find(part) == std::string::npos) {
-    return testing::AssertionFailure()
-           << who << base::error_code_name(operation.error->code) << ": "
-           << operation.error->message << "\n(expected " << base::error_code_name(code) << " with '"
-           << part << "')";
+    return testing::AssertionFailure() << who << base::error_code_name(operation.error->code)
+                                       << ": " << operation.error->message << "\n(expected "
+                                       << base::error_code_name(code) << " with '" << part << "')";
   }
   return testing::AssertionSuccess();
 }

@@ -201,7 +201,8 @@ TEST(Messages, both_ends_exhaust_the_credit_at_once) {
   constexpr size_t kSize = 16 * 1024;
   Operations receives;
   for (uint32_t i = 0; i < 200; ++i) {
-    for (const uint32_t rank : {0u, 1u}) mail.send(rank, 1 - rank, 1, random_bytes(kSize, i + rank));
+    for (const uint32_t rank : {0u, 1u})
+      mail.send(rank, 1 - rank, 1, random_bytes(kSize, i + rank));
   }
   for (int i = 0; i < 30; ++i) fleet.expect_works(all_reduce_of(3'000), Duration::seconds(5));
   for (uint32_t i = 0; i < 200; ++i) {

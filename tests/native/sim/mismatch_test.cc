@@ -139,8 +139,9 @@ TEST(Mismatch, send_and_receive_of_different_lengths) {
     fleet.cluster.start(0, send);
     fleet.cluster.start(1, receive);
     EXPECT_TRUE(fleet.run_until_done({send, receive}, Duration::seconds(3)));
-    EXPECT_TRUE(failed_with(*receive, ErrorCode::kMismatch,
-                            "rank 0 sends " + std::to_string(sent) + " bytes where rank 1 expects"));
+    EXPECT_TRUE(
+        failed_with(*receive, ErrorCode::kMismatch,
+                    "rank 0 sends " + std::to_string(sent) + " bytes where rank 1 expects"));
   }
 }
 

@@ -1,0 +1,100 @@
+#include "sim/scenario.h"
+
+#include <gtest/gtest.h>
+
+#include "sim/fleet.h"
+
+namespace securefabric::sim {
+namespace {
+
+ScenarioOptions stormy_scenario(uint64_t seed) {
+  ScenarioOptions options;
+  options.cluster.ranks = 4;
+  options.cluster.seed = seed;
+  options.cluster.link = stormy_link();
+  options.operations = 6;
+  options.concurrent = 2;
+  return options;
+}
+
+TEST(Scenario, run__same_seed_gives_the_same_history) {
+  const ScenarioReport first = run_scenario(stormy_scenario(7));
+  const ScenarioReport again = run_scenario(stormy_scenario(7));
+  const ScenarioReport other = run_scenario(stormy_scenario(8));
+  EXPECT_TRUE(first.ok() && again.ok() && other.ok());
+  EXPECT_EQ(first.trace_hash, again.trace_hash);
+  EXPECT_EQ(first.virtual_time, again.virtual_time);
+  EXPECT_EQ(first.traffic.bytes_sealed, again.traffic.bytes_sealed);
+  EXPECT_NE(first.trace_hash, other.trace_hash);
+}
+
+TEST(Scenario, run__thirty_two_ranks_in_one_thread) {
+  ScenarioOptions options;
+  options.cluster.ranks = 32;
+  options.cluster.paths_per_peer = 2;
+  options.operations = 9;
+  options.count = 2'000;
+  const ScenarioReport report = run_scenario(options);
+  EXPECT_TRUE(report.ok()) << describe_failures(options, report);
+}
+
+TEST(Scenario, run__that_cannot_finish_says_so) {
+  ScenarioOptions options = stormy_scenario(1);
+  options.cluster.link.loss = 1;
+  options.time_limit = base::Duration::seconds(2);
+  const ScenarioReport report = run_scenario(options);
+  ASSERT_FALSE(report.ok());
+  const std::string text = describe_failures(options, report);
+  EXPECT_NE(text.find("seed 1 fails:"), std::string::npos) << text;
+  EXPECT_NE(text.find("Timed out after"), std::string::npos) << text;
+  EXPECT_NE(text.find("replay: python -m securefabric.simulate --ranks 4"), std::string::npos);
+}
+
+TEST(Scenario, replay_command__has_every_option_that_is_not_usual) {
+  ScenarioOptions options;
+  options.kind = collective::OperationKind::kAllGather;
+  options.data_type = collective::DataType::kInt16;
+  options.cluster.link.loss = 0.125;
+  options.cluster.link.rate_bits_per_second = 1'000'000'000;
+  options.cluster.seed = 99;
+  EXPECT_EQ(replay_command(options),
+            "python -m securefabric.simulate --ranks 2 --op all_gather --dtype int16 --count 10000 "
+            "--loss 0.125 --rate-mbit 1000 --seed 99");
+}
+
+TEST(Scenario, check_options__refuses_what_cannot_be_simulated) {
+  EXPECT_TRUE(check_options(ScenarioOptions{}).ok());
+  const auto refused = [](auto change) {
+    ScenarioOptions options;
+    change(options);
+    return !check_options(options).ok();
+  };
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.ranks = 0; }));
+  EXPECT_TRUE(refused([](auto& o) { o.operations = 0; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.paths_per_peer = 0; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.generation_bits = 23; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.datagram_bytes_max = 1'000; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.link.loss = 1.5; }));
+  EXPECT_TRUE(refused([](auto& o) { o.cluster.link.latency = base::Duration(); }));
+  EXPECT_TRUE(refused([](auto& o) { o.skew = base::Duration::nanos(-1); }));
+  EXPECT_TRUE(refused([](auto& o) {
+    o.data_type = collective::DataType::kInt32;
+    o.reduce_op = collective::ReduceOp::kAvg;
+  }));
+  EXPECT_TRUE(refused([](auto& o) {
+    o.data_type = collective::DataType::kBfloat16;
+    o.cluster.ranks = 100;
+  }));
+}
+
+TEST(Scenario, parse__names_are_those_of_the_library) {
+  EXPECT_EQ(parse_kind("reduce_scatter"), collective::OperationKind::kReduceScatter);
+  EXPECT_EQ(parse_kind("send"), std::nullopt);  // not a collective
+  EXPECT_EQ(parse_data_type("bfloat16"), collective::DataType::kBfloat16);
+  EXPECT_EQ(parse_data_type("complex64"), std::nullopt);  // the oracle has no such type
+  EXPECT_EQ(parse_reduce_op("AVG"), collective::ReduceOp::kAvg);
+  EXPECT_EQ(parse_reduce_op("none"), std::nullopt);
+}
+
+}  // namespace
+}  // namespace securefabric::sim
