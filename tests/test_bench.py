@@ -1,0 +1,82 @@
+"""Every benchmark, tiny, so that none of them rots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import mpirun, run_job, torchrun
+
+TINY = ["--iters", "2", "--warmup", "1"]
+COLUMNS = ["size", "count", "type", "redop", "root", "p50", "p99", "algbw", "busbw", "#wrong"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_environment")]
+
+
+def table_of(output: str) -> list[list[str]]:
+    return [line.split() for line in output.splitlines() if line and not line.startswith("#")]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+@pytest.mark.parametrize("backend", ["securefabric", "gloo", "mpi"])
+def test_collectives__prints_the_columns_of_nccl_tests(backend: str, tmp_path: Path) -> None:
+    report = tmp_path / "rows.json"
+    script = ["bench/collectives.py", "--backend", backend, "--op", "all_reduce"]
+    sizes = ["--min", "8", "--max", "64K", "--factor", "64"]
+    output = run_job([*mpirun(2), *script, *sizes, *TINY, "--json", str(report)])
+    assert output.splitlines()[1].lstrip("# ").split() == COLUMNS
+    assert [row[0] for row in table_of(output)] == ["8", "512", "32768"]
+    for row in rows_of(report):
+        assert row["backend"] == backend
+        assert row["wrong"] == 0
+        assert row["iterations"] == 2
+        assert row["p99_us"] >= row["p50_us"] > 0
+        assert row["algbw_gb_s"] == pytest.approx(row["size_bytes"] / row["p50_us"] / 1e3)
+
+
+def test_collectives__every_operation_under_torchrun(tmp_path: Path) -> None:
+    report = tmp_path / "rows.json"
+    script = ["bench/collectives.py", "--op", "all", "--min", "8", "--max", "4K"]
+    run_job([*torchrun(3), *script, "--factor", "512", *TINY, "--json", str(report)])
+    rows = rows_of(report)
+    assert len({row["operation"] for row in rows}) == 10
+    assert all(row["wrong"] == 0 for row in rows)
+    factors = {
+        row["operation"]: row["busbw_gb_s"] / row["algbw_gb_s"] for row in rows if row["size_bytes"]
+    }
+    assert factors["all_reduce"] == pytest.approx(4 / 3)
+    assert factors["all_gather"] == pytest.approx(2 / 3)
+    assert factors["broadcast"] == pytest.approx(1)
+
+
+def test_collectives__average_of_halves_is_verified(tmp_path: Path) -> None:
+    report = tmp_path / "rows.json"
+    script = ["bench/collectives.py", "--op", "all_reduce,reduce_scatter", "--dtype", "bfloat16"]
+    sizes = ["--redop", "avg", "--min", "1K", "--max", "1K"]
+    run_job([*mpirun(3), *script, *sizes, *TINY, "--json", str(report)])
+    assert [row["wrong"] for row in rows_of(report)] == [0, 0]
+
+
+def test_compare__starts_the_ranks_and_prints_ratios(tmp_path: Path) -> None:
+    report = tmp_path / "runs.json"
+    work = ["--ops", "all_reduce,broadcast", "--sizes", "8,4K", "--rounds", "2", "--iters", "2"]
+    script = [mpirun(1)[-1], "bench/compare.py", "--ranks", "2", *work, "--json", str(report)]
+    output = run_job(script)
+    assert "# securefabric / gloo, geometric mean over the sizes:" in output
+    assert "# securefabric / mpi, geometric mean over the sizes:" in output
+    [run] = json.loads(report.read_text())["runs"]
+    assert run["ranks"] == 2
+    assert len(run["comparisons"]) == 4
+    for comparison in run["comparisons"]:
+        rows, ratios = comparison["rows"], comparison["ratios"]
+        assert {row["wrong"] for row in rows.values()} == {0}
+        assert {row["iterations"] for row in rows.values()} == {4}
+        for rival in ("gloo", "mpi"):
+            expected = rows["securefabric"]["p50_us"] / rows[rival]["p50_us"]
+            assert ratios[rival] == pytest.approx(expected)
