@@ -1,0 +1,3 @@
+from contract_world import Cases
+
+CASES = Cases()
