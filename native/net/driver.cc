@@ -21,8 +21,21 @@ namespace {
 
 // How often the progress thread looks whether it is needed while others drive.
 constexpr Duration kLazyTick = Duration::millis(2);
-// Waiters that do not drive re-check at least this often; a missed hand-over costs no more.
+// The longest sleep of the progress thread: a synchronous operation that was done while it slept,
+// and that nobody waits for, is announced after at most this.
+constexpr Duration kProgressTick = Duration::seconds(1);
+// How often it tries to send again while a socket's buffer is full.
+constexpr Duration kBlockedTick = Duration::micros(200);
+// Threads that stand by look again at least this often; see the table in driver.h.
 constexpr Duration kIdleWaiterTick = Duration::millis(5);
+
+std::chrono::nanoseconds to_chrono(Duration duration) {
+  return std::chrono::nanoseconds(duration.nanos());
+}
+
+Error ended_error() {
+  return Error{ErrorCode::kAborted, "the fabric of this process was shut down"};
+}
 
 // Calls on_done once, whoever comes first, and lets go of what it holds: it may own the operation.
 void call_back(Operation& operation) {
@@ -60,7 +73,9 @@ Driver::Driver(transport::EndpointConfig config, std::vector<UdpSocket> sockets,
       progress_poller_(std::move(progress_poller)) {}
 
 // Never called in a forked child: whoever owns a driver leaks it there (Fabric).
-Driver::~Driver() { shutdown(Duration()); }
+Driver::~Driver() {
+  shutdown(Duration());
+}
 
 Status Driver::watch_sockets() {
   for (size_t i = 0; i < port_.sockets().size(); ++i) {
@@ -74,7 +89,9 @@ Status Driver::watch_sockets() {
 
 void Driver::start_threads() {
   progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
-  completion_thread_ = std::make_unique<std::thread>([this] { completion_loop(); });
+  completion_thread_ =
+      std::make_unique<std::thread>([completions = completions_] { completion_loop(completions); });
+  completion_thread_id_ = completion_thread_->get_id();
 }
 
 Status Driver::refuse_if_unusable() const {
@@ -84,9 +101,7 @@ Status Driver::refuse_if_unusable() const {
                  "nothing, because it would reuse the parent's nonces. Initialise process groups "
                  "after the fork, or start workers with the 'spawn' method"};
   }
-  if (is_ended_.load()) {
-    return Error{ErrorCode::kAborted, "the fabric of this process was shut down"};
-  }
+  if (is_ending_.load()) return ended_error();
   return base::ok_status();
 }
 
@@ -94,7 +109,9 @@ Status Driver::refuse_if_unusable() const {
 
 Status Driver::submit(const std::shared_ptr<Operation>& operation) {
   if (const Status status = refuse_if_unusable(); !status) return status;
-  append([operation](collective::Engine& engine, Instant now) { engine.start(operation, now); });
+  const bool is_accepted = append(
+      [operation](collective::Engine& engine, Instant now) { engine.start(operation, now); });
+  if (!is_accepted) return ended_error();
   serve_tasks();
   if (!operation->is_synchronous && !operation->is_visible.load()) call_progress();
   return base::ok_status();
@@ -102,46 +119,54 @@ Status Driver::submit(const std::shared_ptr<Operation>& operation) {
 
 Status Driver::post(EngineTask task) {
   if (const Status status = refuse_if_unusable(); !status) return status;
-  append(std::move(task));
+  if (!append(std::move(task))) return ended_error();
   serve_tasks();
+  hand_over();
   return base::ok_status();
 }
 
-Status Driver::run(EngineTask task) {
+Status Driver::run(const EngineTask& task) {
   if (const Status status = refuse_if_unusable(); !status) return status;
-  std::atomic<bool> has_run{false};
-  append([&](collective::Engine& engine, Instant now) {
+  bool has_run = false;  // guarded by waiters_mutex_
+  const bool is_accepted = append([&](collective::Engine& engine, Instant now) {
     task(engine, now);
-    has_run.store(true);
+    // Notified under the mutex: once it is free, run() may return and has_run be gone.
+    const std::lock_guard<std::mutex> lock(waiters_mutex_);
+    has_run = true;
+    task_ran_.notify_all();
   });
-  while (!has_run.load()) {
+  if (!is_accepted) return ended_error();
+  while (true) {
     serve_tasks();
-    if (has_run.load()) break;
     std::unique_lock<std::mutex> lock(waiters_mutex_);
-    ++idle_waiters_;
-    engine_free_.wait_for(lock, std::chrono::microseconds(200));
-    --idle_waiters_;
+    if (task_ran_.wait_for(lock, to_chrono(kIdleWaiterTick), [&] { return has_run; })) break;
   }
+  hand_over();
   return base::ok_status();
 }
 
-void Driver::append(EngineTask task) {
+bool Driver::append(EngineTask task) {
   const std::lock_guard<std::mutex> lock(tasks_mutex_);
+  if (tasks_are_closed_) return false;
   tasks_.push_back(std::move(task));
   has_tasks_.store(true);
+  return true;
 }
 
 void Driver::serve_tasks() {
+  bool had_engine = false;
   while (has_tasks_.load()) {
     std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock);
     if (!lock.owns_lock()) {
       // The holder looks at has_tasks_ before it sleeps and after it lets go.
       if (waiter_sleeps_.load()) waiter_poller_.wake();
-      return;
+      break;
     }
-    turn();
-    // No release_engine: whoever called this goes on to wait, or calls the progress thread.
+    had_engine = true;
+    start_tasks();
+    // No release_engine: whoever called this goes on to wait, or hands over.
   }
+  if (had_engine && idle_waiters_.load() > 0) wake_idle_waiters();
 }
 
 void Driver::take_tasks() {
@@ -157,22 +182,37 @@ void Driver::take_tasks() {
 
 // --- One turn; only while holding engine_mutex_ -----------------------------------------------
 
+// The part of a turn that others have asked for. What has arrived can wait for whoever drives next:
+// a caller that submits a synchronous operation does so at once.
+void Driver::start_tasks() {
+  take_tasks();
+  if (fatal_) return fail_everything(*fatal_);
+  const auto sent = port_.transmit(engine_, now());
+  if (!sent) return on_socket_error(sent.error());
+  publish();
+  note_state();
+}
+
 bool Driver::turn() {
   take_tasks();
+  if (fatal_) {
+    fail_everything(*fatal_);
+    return false;
+  }
   const Instant at = now();
   const auto received = port_.receive(engine_, at);
   if (!received) {
-    fail_everything(received.error());
-    return true;
+    on_socket_error(received.error());
+    return false;
   }
   if (engine_.poll_timeout() <= at) engine_.handle_timeout(at);
   const auto sent = port_.transmit(engine_, at);
   if (!sent) {
-    fail_everything(sent.error());
-    return true;
+    on_socket_error(sent.error());
+    return false;
   }
   publish();
-  engine_deadline_.store(engine_.poll_timeout().nanos());
+  note_state();
   return received.value() || sent.value();
 }
 
@@ -184,20 +224,43 @@ void Driver::publish() {
     operation->is_visible.store(true);
     if (operation->waiters.load() > 0) continue;
     if (operation->is_synchronous) {
+      std::erase_if(deferred_, [](const auto& earlier) { return earlier->is_notified.load(); });
       deferred_.push_back(std::move(operation));
     } else {
       notify(operation);
     }
   }
-  if (any && idle_waiters_.load() > 0) {
-    const std::lock_guard<std::mutex> lock(waiters_mutex_);
-    engine_free_.notify_all();
+  if (any && idle_waiters_.load() > 0) wake_idle_waiters();
+}
+
+void Driver::note_state() {
+  engine_deadline_.store(engine_.poll_timeout().nanos());
+  has_work_.store(!engine_.is_idle());
+}
+
+// The sockets would make every epoll return at once, and there is nothing to expect of them.
+void Driver::on_socket_error(const Error& error) {
+  fatal_ = error;
+  for (const UdpSocket& socket : port_.sockets()) {
+    (void)waiter_poller_.remove(socket.fd());
+    (void)progress_poller_.remove(socket.fd());
   }
+  fail_everything(error);
 }
 
 void Driver::fail_everything(const Error& error) {
   engine_.abort_all(error, now());
   publish();
+  engine_deadline_.store(Instant::never().nanos());
+  has_work_.store(false);
+}
+
+// Nobody has come to wait for these: the completion thread calls them back.
+void Driver::flush_deferred() {
+  for (const auto& operation : deferred_) {
+    if (!operation->is_notified.load()) notify(operation);
+  }
+  deferred_.clear();
 }
 
 // --- Waiting ----------------------------------------------------------------------------------
@@ -205,28 +268,39 @@ void Driver::fail_everything(const Error& error) {
 bool Driver::wait(const std::shared_ptr<Operation>& operation, Instant until) {
   if (crypto::forked_child()) return false;
   ++operation->waiters;
+  bool has_stood_by = false;  // others may rely on us to drive next
   while (!operation->is_visible.load() && !is_ended_.load()) {
-    std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock);
-    if (lock.owns_lock()) {
-      drives_.fetch_add(1);
-      drive_until_done(*operation, until);
-      release_engine(lock);
-      break;
+    std::unique_lock<std::mutex> engine(engine_mutex_, std::defer_lock);
+    if (is_ending_.load() || !engine.try_lock()) {
+      const Instant at = now();
+      if (at >= until) break;
+      stand_by(*operation, engine, base::shorter(until - at, kIdleWaiterTick));
+      has_stood_by = true;
+      if (!engine.owns_lock()) continue;
     }
-    const Instant at = now();
-    if (at >= until) break;
-    std::unique_lock<std::mutex> idle(waiters_mutex_);
-    ++idle_waiters_;
-    const Duration pause = base::shorter(until - at, kIdleWaiterTick);
-    if (!operation->is_visible.load()) {
-      engine_free_.wait_for(idle, std::chrono::nanoseconds(pause.nanos()));
-    }
-    --idle_waiters_;
+    drives_.fetch_add(1);
+    drive_until_done(*operation, until);
+    release_engine(engine);
+    has_stood_by = false;
+    if (!operation->is_visible.load() && now() >= until) break;
   }
+  if (has_stood_by) hand_over();
+  // From here on publish() announces the operation, unless it is visible to us below.
   --operation->waiters;
   if (!operation->is_visible.load()) return false;
   call_back(*operation);
   return true;
+}
+
+void Driver::stand_by(const Operation& operation, std::unique_lock<std::mutex>& engine,
+                      Duration limit) {
+  std::unique_lock<std::mutex> lock(waiters_mutex_);
+  ++idle_waiters_;
+  // Whoever lets go of the engine from now on wakes us; it may have happened just before.
+  const bool must_wait = !operation.is_visible.load() && !is_ended_.load() &&
+                         (is_ending_.load() || !engine.try_lock());
+  if (must_wait) engine_free_.wait_for(lock, to_chrono(limit));
+  --idle_waiters_;
 }
 
 void Driver::drive_until_done(const Operation& operation, Instant until) {
@@ -239,7 +313,7 @@ void Driver::drive_until_done(const Operation& operation, Instant until) {
     // A task that others appended may have ended the operation without any packet.
     if (operation.is_visible.load()) return;
     const Instant at = now();
-    if (at >= until || is_ended_.load()) return;
+    if (at >= until || is_ending_.load()) return;
     if (at >= spin_until) {
       sleep_in_wait(until);
     } else if (options_.yields_while_spinning) {
@@ -250,98 +324,110 @@ void Driver::drive_until_done(const Operation& operation, Instant until) {
 
 void Driver::sleep_in_wait(Instant until) {
   waiter_sleeps_.store(true);
-  if (!has_tasks_.load()) {
-    if (port_.is_blocked()) {
-      for (size_t i = 0; i < port_.sockets().size(); ++i) {
-        (void)waiter_poller_.watch_writable(port_.sockets()[i].fd(), static_cast<uint32_t>(i), true);
-      }
-    }
+  if (!has_tasks_.load() && !is_ending_.load()) {
+    const std::optional<uint8_t> blocked = port_.blocked_socket();
+    const auto watch_writable = [&](bool is_wanted) {
+      if (blocked)
+        (void)waiter_poller_.watch_writable(port_.sockets()[*blocked].fd(), *blocked, is_wanted);
+    };
+    watch_writable(true);
     const Instant deadline = base::earlier(until, engine_.poll_timeout());
     (void)waiter_poller_.wait(deadline - now());
-    if (port_.is_blocked()) {
-      for (size_t i = 0; i < port_.sockets().size(); ++i) {
-        (void)waiter_poller_.watch_writable(port_.sockets()[i].fd(), static_cast<uint32_t>(i),
-                                            false);
-      }
-    }
+    watch_writable(false);
   }
   waiter_sleeps_.store(false);
 }
 
 void Driver::release_engine(std::unique_lock<std::mutex>& lock) {
-  const bool has_work = !engine_.is_idle();
   lock.unlock();
-  if (idle_waiters_.load() > 0) {
-    const std::lock_guard<std::mutex> idle(waiters_mutex_);
-    engine_free_.notify_all();
-  }
   serve_tasks();
-  // Others are running operations and nobody drives: the progress thread must. If only timers
-  // remain, the next look of a lazy progress thread is early enough.
-  const bool is_lazy = progress_is_lazy_.load();
-  if (has_work ? idle_waiters_.load() == 0 : !is_lazy) call_progress();
+  hand_over();
+}
+
+void Driver::hand_over() {
+  if (idle_waiters_.load() > 0) return wake_idle_waiters();
+  if (has_work_.load()) return call_progress();
+  // Only timers remain: the next look of a lazy progress thread is early enough for them.
+  remind_progress();
+}
+
+void Driver::wake_idle_waiters() {
+  const std::lock_guard<std::mutex> lock(waiters_mutex_);
+  engine_free_.notify_all();
 }
 
 // --- Our threads ------------------------------------------------------------------------------
 
 void Driver::call_progress() {
-  if (progress_is_lazy_.load()) {
-    const std::lock_guard<std::mutex> lock(progress_mutex_);
-    progress_called_ = true;
-    progress_wake_.notify_one();
-  } else if (engine_deadline_.load() < progress_deadline_.load()) {
-    progress_poller_.wake();
-  }
+  progress_called_.store(true);
+  if (!progress_is_lazy_.load()) return remind_progress();
+  const std::lock_guard<std::mutex> lock(progress_mutex_);
+  progress_wake_.notify_one();
+}
+
+void Driver::remind_progress() {
+  if (engine_deadline_.load() < progress_deadline_.load()) progress_poller_.wake();
 }
 
 void Driver::progress_loop() {
   uint64_t drives_seen = 0;
-  while (!is_ended_.load()) {
-    Instant deadline = now() + kLazyTick;
-    bool is_driven_by_others = true;
-    if (std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock); lock.owns_lock()) {
-      is_driven_by_others = drives_.load() != drives_seen;
-      drives_seen = drives_.load();
-      while (turn()) {
+  while (!is_ending_.load()) {
+    const bool is_called = progress_called_.exchange(false);
+    bool is_needed = false;
+    Instant deadline;
+    if (std::unique_lock<std::mutex> engine(engine_mutex_, std::try_to_lock); engine.owns_lock()) {
+      const uint64_t drives = drives_.load();
+      is_needed = is_called || drives == drives_seen;
+      drives_seen = drives;
+      // Waiters go first: what they wait for then needs no switch of threads.
+      while (turn() && idle_waiters_.load() == 0) {
       }
-      deadline = port_.is_blocked() ? now() + Duration::micros(200) : engine_.poll_timeout();
-      for (const auto& operation : deferred_) notify(operation);
-      deferred_.clear();
+      const Instant at = now();
+      const Duration limit = port_.blocked_socket() ? kBlockedTick : kProgressTick;
+      deadline = base::earlier(Instant::from_nanos(engine_deadline_.load()), at + limit);
+      flush_deferred();
+      engine.unlock();
+      if (idle_waiters_.load() > 0) {
+        wake_idle_waiters();
+        is_needed = false;
+      }
     }
-    if (is_ended_.load()) return;
-    if (is_driven_by_others) {
-      std::unique_lock<std::mutex> lock(progress_mutex_);
-      progress_is_lazy_.store(true);
-      if (!progress_called_) {
-        progress_wake_.wait_for(lock, std::chrono::nanoseconds(kLazyTick.nanos()));
-      }
-      if (progress_called_) drives_seen = drives_.load();
-      progress_called_ = false;
-      progress_is_lazy_.store(false);
+    if (!is_needed) {
+      sleep_lazily();
       continue;
     }
     progress_deadline_.store(deadline.nanos());
-    if (has_tasks_.load()) continue;
-    (void)progress_poller_.wait(deadline.is_never() ? Duration::forever() : deadline - now());
+    const bool is_late = engine_deadline_.load() < deadline.nanos() || has_tasks_.load();
+    if (!is_late && !is_ending_.load()) (void)progress_poller_.wait(deadline - now());
     progress_deadline_.store(0);
   }
 }
 
-void Driver::notify(const std::shared_ptr<Operation>& operation) {
-  const std::lock_guard<std::mutex> lock(completion_mutex_);
-  completions_.push_back(operation);
-  completion_wake_.notify_one();
+void Driver::sleep_lazily() {
+  std::unique_lock<std::mutex> lock(progress_mutex_);
+  progress_is_lazy_.store(true);
+  if (!progress_called_.load() && !has_tasks_.load() && !is_ending_.load()) {
+    progress_wake_.wait_for(lock, to_chrono(kLazyTick));
+  }
+  progress_is_lazy_.store(false);
 }
 
-void Driver::completion_loop() {
+void Driver::notify(const std::shared_ptr<Operation>& operation) {
+  const std::lock_guard<std::mutex> lock(completions_->mutex);
+  completions_->queue.push_back(operation);
+  completions_->wake.notify_one();
+}
+
+void Driver::completion_loop(const std::shared_ptr<Completions>& completions) {
   while (true) {
     std::shared_ptr<Operation> operation;
     {
-      std::unique_lock<std::mutex> lock(completion_mutex_);
-      completion_wake_.wait(lock, [this] { return !completions_.empty() || is_ended_.load(); });
-      if (completions_.empty()) return;
-      operation = std::move(completions_.front());
-      completions_.pop_front();
+      std::unique_lock<std::mutex> lock(completions->mutex);
+      completions->wake.wait(lock,
+                             [&] { return !completions->queue.empty() || completions->is_ended; });
+      if (completions->queue.empty()) return;
+      operation = std::move(completions->queue.front());
+      completions->queue.pop_front();
     }
     call_back(*operation);
   }
@@ -351,48 +437,63 @@ void Driver::completion_loop() {
 
 void Driver::drain(Duration limit) {
   const Instant until = now() + limit;
-  bool is_drained = false;
-  while (!is_drained && now() < until) {
-    const Status status = run([&](collective::Engine& engine, Instant) {
-      is_drained = engine.endpoint().is_drained();
-    });
+  while (now() < until) {
+    bool is_drained = false;
+    const Status status = run(
+        [&](collective::Engine& engine, Instant) { is_drained = engine.endpoint().is_drained(); });
     if (!status || is_drained) return;
-    if (std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock); lock.owns_lock()) turn();
+    if (std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock); lock.owns_lock()) {
+      turn();
+      release_engine(lock);
+    }
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
 }
 
 void Driver::shutdown(Duration drain_limit) {
-  const std::lock_guard<std::mutex> once(shutdown_mutex_);
+  if (crypto::forked_child()) return;
+  std::unique_lock<std::mutex> once(shutdown_mutex_, std::defer_lock);
+  // A callback cannot wait for the shutdown that waits for it.
+  if (!is_completion_thread()) {
+    once.lock();
+  } else if (!once.try_lock()) {
+    return;
+  }
   if (is_ended_.load()) return;
   drain(drain_limit);
   for (int copy = 0; copy < transport::kGoodbyeCopies; ++copy) {
     (void)run([](collective::Engine& engine, Instant) { engine.endpoint().post_goodbye(); });
-    const std::lock_guard<std::mutex> lock(engine_mutex_);
-    turn();
   }
-  const Error error{ErrorCode::kAborted, "the fabric of this process was shut down"};
-  {
-    const std::lock_guard<std::mutex> lock(engine_mutex_);
-    fail_everything(error);
-    for (const auto& operation : deferred_) notify(operation);
-    deferred_.clear();
-  }
-  is_ended_.store(true);
-  progress_poller_.wake();
+  end_engine();
+  end_threads();
+}
+
+void Driver::end_engine() {
+  is_ending_.store(true);
   waiter_poller_.wake();
+  const std::lock_guard<std::mutex> engine(engine_mutex_);
+  if (!fatal_) (void)port_.transmit(engine_, now());  // the last goodbye, if it is still here
   {
-    const std::lock_guard<std::mutex> lock(progress_mutex_);
-    progress_called_ = true;
-    progress_wake_.notify_one();
+    const std::lock_guard<std::mutex> lock(tasks_mutex_);
+    tasks_are_closed_ = true;
   }
-  {
-    const std::lock_guard<std::mutex> lock(completion_mutex_);
-    completion_wake_.notify_one();
-  }
+  take_tasks();
+  fail_everything(ended_error());
+  flush_deferred();
+  is_ended_.store(true);
+  wake_idle_waiters();
+}
+
+void Driver::end_threads() {
+  call_progress();
+  progress_poller_.wake();
   progress_thread_->join();
-  // A completion callback may be what drops the last reference to us.
-  if (completion_thread_->get_id() == std::this_thread::get_id()) {
+  {
+    const std::lock_guard<std::mutex> lock(completions_->mutex);
+    completions_->is_ended = true;
+    completions_->wake.notify_one();
+  }
+  if (is_completion_thread()) {
     completion_thread_->detach();
   } else {
     completion_thread_->join();

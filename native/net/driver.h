@@ -6,7 +6,7 @@
 //   progress    drives while nobody waits. It sleeps in epoll on the sockets without holding the
 //               engine; when it finds that somebody else drives, it steps back ("lazy") and only
 //               looks every few milliseconds whether it is needed again. So a loop of synchronous
-//               collectives never wakes it.
+//               collectives never wakes it. Asynchronous ones call it (call_progress).
 //   completion  calls Operation::on_done of operations that nobody is waiting for, because futures
 //               run Python callbacks there. on_done of a waited-for operation is called by the
 //               thread that waits.
@@ -15,8 +15,25 @@
 //
 // Locks: `engine_mutex_` is held by whoever drives, also while it sleeps in wait(). Everybody else
 // appends to `tasks_` (`tasks_mutex_`) and, if it sleeps, wakes the one who drives. No lock is held
-// while on_done or anything of the caller's runs. Lock order: engine_mutex_, then tasks_mutex_;
-// engine_mutex_, then completion_mutex_.
+// while on_done or anything of the caller's runs. Lock order: engine_mutex_ before any other; of
+// the others never two at once. It is only ever tried while another is held.
+//
+// Nobody is forgotten, because each side writes its flag before it looks at the other's (all flags
+// are sequentially consistent), and whoever comes second acts:
+//
+//   append a task, then try the engine      | let go of the engine, then look for tasks
+//   append a task, then look for a sleeper  | say "I sleep", then look for tasks
+//   say "I stand by", then try the engine   | let go of the engine, then wake who stands by
+//   set the engine's deadline, then look    | say until when it sleeps, then look at the engine's
+//     at the progress thread's              |   deadline
+//   call the progress thread, then look     | say "I am lazy", then look whether it was called
+//     whether it is lazy                    |
+//
+// Waiters that stand by and leave without having driven pass the engine on (hand_over). The ticks
+// in driver.cc bound what a mistake in this, or an operation nobody waits for, could cost.
+//
+// The end: is_ending_ (holders let go; whoever comes is refused or stands by), then, under the
+// engine's lock, the last tasks run and everything fails, then is_ended_.
 //
 // After fork() every entry refuses and sends nothing: a child that sends would reuse nonces.
 #pragma once
@@ -27,6 +44,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -64,24 +82,36 @@ class Driver {
   base::Status submit(const std::shared_ptr<collective::Operation>& operation);
 
   // Any thread. Drives until the operation is done or `until` has passed; true when it is done.
-  // The caller's on_done has then been called, by this thread or another.
+  // on_done has then been called by this thread, unless another thread took that over and may
+  // still be in it. Also false when the driver ends and the operation was never submitted.
   bool wait(const std::shared_ptr<collective::Operation>& operation, base::Instant until);
 
   // Any thread. Runs `task` with the engine held, on this thread or on the one that drives, and
-  // returns when it has run.
-  base::Status run(EngineTask task);
+  // returns when it has run. The same errors as submit().
+  base::Status run(const EngineTask& task);
   // The same without waiting.
   base::Status post(EngineTask task);
 
   // Any thread. Waits until everything that was sent has arrived, or until `limit` has passed.
   void drain(base::Duration limit);
 
-  // Any thread, idempotent. Lets what was sent arrive, for at most `drain_limit`, says goodbye to
-  // the peers and ends the threads. Operations that still run fail.
+  // Any thread, idempotent; nothing in a forked child. Lets what was sent arrive, for at most
+  // `drain_limit`, says goodbye to the peers and ends the threads. Operations that still run fail,
+  // and every on_done that no waiter has taken over has been called when this returns. on_done
+  // itself may call this; it then waits neither for other callbacks nor for another shutdown.
   void shutdown(base::Duration drain_limit);
   const SocketPort& port() const { return port_; }
 
  private:
+  // What the completion thread works on. Shared with it, because it may outlive the driver: the
+  // callback it runs may drop the last reference to us.
+  struct Completions {
+    std::mutex mutex;
+    std::condition_variable wake;  // the queue has become longer, or is_ended
+    std::deque<std::shared_ptr<collective::Operation>> queue;  // guarded by mutex
+    bool is_ended = false;  // nothing more will come; guarded by mutex
+  };
+
   Driver(transport::EndpointConfig config, std::vector<UdpSocket> sockets, DriverOptions options,
          WantedHandler wanted, Poller waiter_poller, Poller progress_poller);
 
@@ -91,59 +121,82 @@ class Driver {
 
   // While holding engine_mutex_:
   bool turn();
+  void start_tasks();
   void take_tasks();
   void publish();
+  void note_state();
+  void on_socket_error(const base::Error& error);
   void fail_everything(const base::Error& error);
+  void flush_deferred();
   void drive_until_done(const collective::Operation& operation, base::Instant until);
   void sleep_in_wait(base::Instant until);
 
+  // Waits until the engine may be free or the operation done, for at most `limit`. May take the
+  // engine at once.
+  void stand_by(const collective::Operation& operation, std::unique_lock<std::mutex>& engine,
+                base::Duration limit);
   // Gives the engine back and makes sure that somebody looks after it.
   void release_engine(std::unique_lock<std::mutex>& lock);
+  // Without the engine: whoever stands by drives from here on, or else the progress thread.
+  void hand_over();
+  void wake_idle_waiters();
   // Runs what others have appended if the engine is free; otherwise wakes its holder.
   void serve_tasks();
-  void append(EngineTask task);
+  // False when the driver has ended: nobody would run the task.
+  bool append(EngineTask task);
   void notify(const std::shared_ptr<collective::Operation>& operation);
-  // Makes the progress thread look after the engine as soon as its deadlines ask for it.
+  // Makes the progress thread drive: operations run, and nobody may be waiting for them.
   void call_progress();
+  // Makes sure that the progress thread does not sleep longer than the engine's deadline.
+  void remind_progress();
 
   void progress_loop();
-  void completion_loop();
+  void sleep_lazily();
+  static void completion_loop(const std::shared_ptr<Completions>& completions);
+  bool is_completion_thread() const { return std::this_thread::get_id() == completion_thread_id_; }
+  void end_engine();
+  void end_threads();
 
   const DriverOptions options_;
   const WantedHandler wanted_;
-  collective::Engine engine_;   // guarded by engine_mutex_
-  SocketPort port_;             // guarded by engine_mutex_
-  Poller waiter_poller_;        // of the thread in wait(); guarded by engine_mutex_ but for wake()
-  Poller progress_poller_;      // of the progress thread but for wake()
+  collective::Engine engine_;  // guarded by engine_mutex_
+  SocketPort port_;            // guarded by engine_mutex_
+  Poller waiter_poller_;       // of the thread in wait(); guarded by engine_mutex_ but for wake()
+  Poller progress_poller_;     // of the progress thread but for wake()
 
-  std::mutex engine_mutex_;     // held by whoever drives
-  std::condition_variable engine_free_;  // for waiters that do not drive; with waiters_mutex_
-  std::mutex waiters_mutex_;    // only for engine_free_
-  std::atomic<int> idle_waiters_{0};     // threads in engine_free_
-  std::atomic<bool> waiter_sleeps_{false};   // the driving waiter is in epoll, or about to be
+  std::mutex engine_mutex_;  // held by whoever drives
+  // What made a socket useless; from then on everything fails with it. Guarded by engine_mutex_.
+  std::optional<base::Error> fatal_;
+  std::mutex waiters_mutex_;                // for the next two and the flags of run()
+  std::condition_variable engine_free_;     // for waiters that do not drive
+  std::condition_variable task_ran_;        // for run()
+  std::atomic<int> idle_waiters_{0};        // threads in stand_by
+  std::atomic<bool> waiter_sleeps_{false};  // the driving waiter is in epoll, or about to be
 
   std::mutex tasks_mutex_;
-  std::deque<EngineTask> tasks_;         // guarded by tasks_mutex_
-  std::atomic<bool> has_tasks_{false};   // tasks_ is not empty
+  std::deque<EngineTask> tasks_;        // guarded by tasks_mutex_
+  bool tasks_are_closed_ = false;       // nobody will run another one; guarded by tasks_mutex_
+  std::atomic<bool> has_tasks_{false};  // tasks_ is not empty
 
-  std::mutex progress_mutex_;                // only for progress_wake_
-  std::condition_variable progress_wake_;    // ends the progress thread's lazy sleep
-  bool progress_called_ = false;             // guarded by progress_mutex_: take over now
-  std::atomic<bool> progress_is_lazy_{false};     // it is not watching the sockets
-  std::atomic<int64_t> progress_deadline_{0};     // nanos: when it wakes by itself, if not lazy
-  std::atomic<int64_t> engine_deadline_{0};       // nanos: of the engine, after the last turn
-  std::atomic<uint64_t> drives_{0};          // times a waiter took the engine
+  std::mutex progress_mutex_;                  // only for progress_wake_
+  std::condition_variable progress_wake_;      // ends the progress thread's lazy sleep
+  std::atomic<bool> progress_called_{false};   // it has to drive when it next looks
+  std::atomic<bool> progress_is_lazy_{false};  // it is not watching the sockets
+  std::atomic<int64_t> progress_deadline_{0};  // nanos: when it wakes by itself; 0 unless in epoll
+  std::atomic<int64_t> engine_deadline_{0};    // nanos: of the engine, after the last turn
+  std::atomic<bool> has_work_{false};          // operations run, after the last turn
+  std::atomic<uint64_t> drives_{0};            // times a waiter took the engine
 
-  std::mutex completion_mutex_;
-  std::condition_variable completion_wake_;
-  std::deque<std::shared_ptr<collective::Operation>> completions_;  // guarded by completion_mutex_
+  const std::shared_ptr<Completions> completions_ = std::make_shared<Completions>();
   // Done, synchronous and not yet waited for; guarded by engine_mutex_.
   std::vector<std::shared_ptr<collective::Operation>> deferred_;
 
-  std::atomic<bool> is_ended_{false};        // the threads are gone
-  std::mutex shutdown_mutex_;                // one shutdown at a time
+  std::atomic<bool> is_ending_{false};  // everybody lets go of the engine
+  std::atomic<bool> is_ended_{false};   // every operation is done; no task will run
+  std::mutex shutdown_mutex_;           // one shutdown at a time
   std::unique_ptr<std::thread> progress_thread_;
   std::unique_ptr<std::thread> completion_thread_;
+  std::thread::id completion_thread_id_;  // fixed before anybody else has the driver
 };
 
 }  // namespace securefabric::net

@@ -1,6 +1,7 @@
 #include "net/fabric.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "crypto/kdf.h"
 #include "net/clock.h"
@@ -21,7 +22,10 @@ namespace {
 
 constexpr size_t kIpv4Overhead = 28;  // IP and UDP headers
 constexpr size_t kIpv6Overhead = 48;
-constexpr Duration kResolveInterval = Duration::millis(20);
+// An entry is there at the first look, unless the rank is late: each look asks a server that all
+// ranks share, so it is asked less and less often.
+constexpr Duration kResolveIntervalMin = Duration::millis(20);
+constexpr Duration kResolveIntervalMax = Duration::millis(500);
 constexpr Duration kDrainLimit = Duration::seconds(5);
 
 struct LocalAddress {
@@ -86,7 +90,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   const auto locals = choose_addresses(config);
   if (!locals) return locals.error();
 
-  std::shared_ptr<Fabric> fabric(new Fabric());
+  std::shared_ptr<Fabric> fabric(new Fabric(), &Fabric::destroy);
   fabric->datagram_bytes_max_ = transport::kDatagramBytesMax;
   std::vector<UdpSocket> sockets;
   UdpSocketOptions socket_options;
@@ -100,8 +104,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
       fabric->uses_gro_ = socket.value().grants().has_gro;
       sockets.push_back(std::move(socket).value());
     }
-    fabric->datagram_bytes_max_ =
-        std::min(fabric->datagram_bytes_max_, datagram_bytes_for(local));
+    fabric->datagram_bytes_max_ = std::min(fabric->datagram_bytes_max_, datagram_bytes_for(local));
   }
   if (sockets.size() > transport::kSocketsMax) {
     return Error{ErrorCode::kConfig,
@@ -123,9 +126,8 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   endpoint.rank = config.rank;
   endpoint.world_size = config.world_size;
   endpoint.aead = provider.value();
-  endpoint.generation_bits = config.generation_bits != 0
-                                 ? config.generation_bits
-                                 : provider.value()->generation_bits_max();
+  endpoint.generation_bits = config.generation_bits != 0 ? config.generation_bits
+                                                         : provider.value()->generation_bits_max();
   endpoint.private_key = crypto::SecretBuffer::copy_and_wipe(private_key.value());
   auto job_secret = base::to_vector(job_key.job_secret());
   endpoint.job_secret = crypto::SecretBuffer::copy_and_wipe(job_secret);
@@ -157,14 +159,8 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   return fabric;
 }
 
-Fabric::~Fabric() {
-  if (crypto::forked_child()) {
-    // The threads are the parent's, and their locks may be held for ever: leave all as it is.
-    (void)resolver_thread_.release();
-    (void)driver_.release();
-    return;
-  }
-  shutdown();
+void Fabric::destroy(Fabric* fabric) {
+  if (!crypto::forked_child()) delete fabric;
 }
 
 Status Fabric::set_entry(base::Bytes entry) {
@@ -184,9 +180,15 @@ Result<std::shared_ptr<collective::Group>> Fabric::add_group(const std::string& 
   group->name = name;
   group->rank = rank;
   group->ranks = std::move(ranks);
-  {
+  // In a forked child the mutex may be held for ever.
+  if (!crypto::forked_child()) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    groups_[group_key] = group->ranks;
+    groups_[group->wire_id] = {group_key, group->ranks};
+    // Members may have been looked for in vain, because no group of theirs was known.
+    for (const Rank member : group->ranks) {
+      if (const auto at = wanted_.find(member); at != wanted_.end()) at->second.next_at = now();
+    }
+    wake_.notify_one();
   }
   const Status status = driver_->run([&](collective::Engine& engine, Instant now) {
     engine.add_group(group);
@@ -201,69 +203,99 @@ Result<std::shared_ptr<collective::Group>> Fabric::add_group(const std::string& 
 
 void Fabric::remove_group(const std::shared_ptr<collective::Group>& group,
                           const std::optional<Error>& reason) {
-  (void)driver_->run([&](collective::Engine& engine, Instant now) {
-    engine.remove_group(*group, now, reason);
-  });
+  if (!crypto::forked_child()) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    groups_.erase(group->wire_id);
+  }
+  (void)driver_->run(
+      [&](collective::Engine& engine, Instant now) { engine.remove_group(*group, now, reason); });
 }
 
-// Driving thread, engine held.
+// Driving thread, engine held. A rank is asked for when an operation needs it, and at most once a
+// second when packets come from it: worth a look now, but not to start over with quick ones.
 void Fabric::want(Rank rank) {
+  const Instant at = now();
   const std::lock_guard<std::mutex> lock(mutex_);
-  wanted_.try_emplace(rank, now());
+  Wanted& wanted = wanted_.try_emplace(rank, Wanted{at, at, kResolveIntervalMin}).first->second;
+  wanted.since = at;
+  wanted.next_at = at;
   wake_.notify_one();
 }
 
 void Fabric::resolver_loop() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!is_stopping_) {
-    std::vector<Rank> ranks;
-    for (const auto& [rank, since] : wanted_) ranks.push_back(rank);
-    lock.unlock();
-    std::vector<Rank> answered;
-    for (const Rank rank : ranks) {
-      if (resolve_once(rank)) answered.push_back(rank);
-    }
-    lock.lock();
-    for (const Rank rank : answered) wanted_.erase(rank);
+    const Instant at = now();
     // The engine fails an operation whose peer does not come; asking on is of no use then.
-    std::erase_if(wanted_, [this](const auto& entry) {
-      return now() - entry.second > join_timeout_ + Duration::seconds(1);
+    std::erase_if(wanted_, [&](const auto& entry) {
+      return at - entry.second.since > join_timeout_ + Duration::seconds(1);
     });
-    if (is_stopping_) return;
-    if (wanted_.empty()) {
-      wake_.wait(lock, [this] { return is_stopping_ || !wanted_.empty(); });
-    } else if (answered.empty()) {
-      wake_.wait_for(lock, std::chrono::nanoseconds(kResolveInterval.nanos()));
+    Instant next_at;
+    if (const auto rank = next_due(at, next_at)) {
+      lock.unlock();
+      const bool is_answered = resolve_once(*rank);
+      lock.lock();
+      if (is_answered) wanted_.erase(*rank);
+    } else if (next_at.is_never()) {
+      wake_.wait(lock);
+    } else {
+      wake_.wait_for(lock, std::chrono::nanoseconds((next_at - at).nanos()));
     }
   }
+}
+
+std::optional<Rank> Fabric::next_due(Instant at, Instant& next_at) {
+  next_at = Instant::never();
+  std::optional<Rank> first;
+  for (const auto& [rank, wanted] : wanted_) {
+    if (wanted.next_at >= next_at) continue;
+    next_at = wanted.next_at;
+    first = rank;
+  }
+  if (!first || next_at > at) return std::nullopt;
+  Wanted& due = wanted_.at(*first);
+  due.next_at = at + due.interval;
+  due.interval = base::shorter(due.interval * 2, kResolveIntervalMax);
+  return first;
 }
 
 bool Fabric::resolve_once(Rank rank) {
   std::vector<std::string> keys;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [key, ranks] : groups_) {
-      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) keys.push_back(key);
+    for (const auto& [id, group] : groups_) {
+      const auto& ranks = group.ranks;
+      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) keys.push_back(group.key);
     }
   }
   for (const std::string& key : keys) {
-    auto peer = resolve_(key, rank);
-    if (!peer) {
-      (void)driver_->run([&](collective::Engine& engine, Instant at) {
-        engine.fail_peer(rank, peer.error(), at);
-      });
-      return true;
-    }
-    if (!peer.value()) continue;
+    if (is_stopping_) return false;
+    const auto peer = look_up(key, rank);
+    if (peer && !peer.value()) continue;
     (void)driver_->run([&](collective::Engine& engine, Instant at) {
-      engine.install_peer(*peer.value(), at);
+      if (peer) {
+        engine.install_peer(*peer.value(), at);
+      } else {
+        engine.fail_peer(rank, peer.error(), at);
+      }
     });
     return true;
   }
   return false;
 }
 
+Result<std::optional<transport::PeerDescription>> Fabric::look_up(const std::string& group_key,
+                                                                  Rank rank) const {
+  try {
+    return resolve_(group_key, rank);
+  } catch (const std::exception& raised) {
+    return Error{ErrorCode::kSystem, "the entry of rank " + std::to_string(rank.value) +
+                                         " cannot be read: " + raised.what()};
+  }
+}
+
 FabricStats Fabric::stats() {
+  if (crypto::forked_child()) return {};
   if (std::lock_guard<std::mutex> lock(mutex_); final_stats_) return *final_stats_;
   FabricStats stats;
   stats.has_gro = uses_gro_;
@@ -280,7 +312,8 @@ FabricStats Fabric::stats() {
     }
     stats.has_gso = true;
     for (const UdpSocket& socket : driver_->port().sockets()) {
-      stats.has_gso = stats.has_gso && socket.grants().has_gso && socket.counters().gso_refused == 0;
+      stats.has_gso =
+          stats.has_gso && socket.grants().has_gso && socket.counters().gso_refused == 0;
       stats.kernel_drops += socket.counters().kernel_drops;
     }
   });
@@ -288,7 +321,8 @@ FabricStats Fabric::stats() {
 }
 
 void Fabric::shutdown() {
-  if (crypto::forked_child()) return;
+  // Without a driver, it was never made completely.
+  if (crypto::forked_child() || !driver_) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     is_stopping_ = true;
@@ -301,10 +335,12 @@ void Fabric::shutdown() {
     if (!final_stats_) final_stats_ = last;
   }
   driver_->shutdown(kDrainLimit);
-  if (resolver_thread_ && resolver_thread_->joinable() &&
-      resolver_thread_->get_id() != std::this_thread::get_id()) {
-    resolver_thread_->join();
+  std::unique_ptr<std::thread> thread;  // to join: only one caller gets it
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    thread = std::move(resolver_thread_);
   }
+  if (thread) thread->join();
 }
 
 }  // namespace securefabric::net

@@ -4,6 +4,7 @@
 // may take its time, so it runs on a thread of its own and the engine is answered when it is done.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -31,20 +32,20 @@ struct FabricConfig {
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
   base::Duration heartbeat = transport::kHeartbeatDefault;
-  bool use_gso = true;                 // segmentation offload, where the kernel has it
-  bool use_gro = true;                 // receive offload, likewise
-  std::string spin = "auto";           // "always", "never" or "auto"
-  unsigned generation_bits = 0;        // 0: the most that the suite allows
+  bool use_gso = true;           // segmentation offload, where the kernel has it
+  bool use_gro = true;           // receive offload, likewise
+  std::string spin = "auto";     // "always", "never" or "auto"
+  unsigned generation_bits = 0;  // 0: the most that the suite allows
 };
 
 // What statistics show, taken in one moment.
 struct FabricStats {
-  size_t peers = 0;                     // with a link
-  size_t paths_active = 0;              // confirmed and usable now
-  size_t paths_used = 0;                // that carried more than their confirmation
-  bool has_gso = false;                 // no destination has refused it
-  bool has_gro = false;                 // reads may be joined
-  uint64_t kernel_drops = 0;            // datagrams lost to full receive buffers
+  size_t peers = 0;           // with a link
+  size_t paths_active = 0;    // confirmed and usable now
+  size_t paths_used = 0;      // that carried more than their confirmation
+  bool has_gso = false;       // no destination has refused it
+  bool has_gro = false;       // reads may be joined
+  uint64_t kernel_drops = 0;  // datagrams lost to full receive buffers
   transport::TrafficCounters traffic;
   transport::DropCounters drops;
 };
@@ -52,14 +53,14 @@ struct FabricStats {
 class Fabric {
  public:
   // The verified entry of a rank; nothing while the rank has published none; an error when what it
-  // published cannot be accepted. `group_key` names a group that the rank is a member of.
+  // published cannot be accepted. `group_key` names a group that the rank is a member of. Called
+  // on a thread of its own, one call at a time, without locks. It must return in bounded time,
+  // because shutdown() waits for it, and not call shutdown() or drop the last reference to us.
   using Resolve = std::function<base::Result<std::optional<transport::PeerDescription>>(
       const std::string& group_key, base::Rank rank)>;
 
   static base::Result<std::shared_ptr<Fabric>> make(const FabricConfig& config,
-                                                    const crypto::JobKey& job_key,
-                                                    Resolve resolve);
-  ~Fabric();
+                                                    const crypto::JobKey& job_key, Resolve resolve);
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
 
@@ -88,15 +89,36 @@ class Fabric {
   Driver& driver() { return *driver_; }
   FabricStats stats();
 
-  // Any thread, idempotent, bounded; nothing in a forked child.
+  // Any thread but the resolver's, idempotent, nothing in a forked child. Bounded: it drains for a
+  // few seconds and waits for one call of Resolve.
   void shutdown();
 
  private:
+  // A rank whose entry is looked for.
+  struct Wanted {
+    base::Instant since;      // when the engine last asked for it
+    base::Instant next_at;    // when to look again
+    base::Duration interval;  // until the look after that; doubles
+  };
+  struct GroupEntry {
+    std::string key;                // as Resolve wants it
+    std::vector<base::Rank> ranks;  // members
+  };
+
   Fabric() = default;
+  ~Fabric() { shutdown(); }
+  // Does nothing in a forked child: the threads are the parent's, and what they held or waited for
+  // at that moment is held for ever.
+  static void destroy(Fabric* fabric);
 
   void resolver_loop();
+  // The next rank that is due, if there is one; `next_at` is then, or when the next one will be.
+  // Only while holding mutex_.
+  std::optional<base::Rank> next_due(base::Instant at, base::Instant& next_at);
   // Asks for the entry of one rank; true when the engine was given an answer.
   bool resolve_once(base::Rank rank);
+  base::Result<std::optional<transport::PeerDescription>> look_up(const std::string& group_key,
+                                                                  base::Rank rank) const;
   void want(base::Rank rank);
 
   base::Rank rank_;
@@ -109,13 +131,13 @@ class Fabric {
   base::Duration join_timeout_;
   bool uses_gro_ = false;
 
-  Resolve resolve_;                       // resolver thread only
+  Resolve resolve_;  // resolver thread only
   std::unique_ptr<Driver> driver_;
-  std::mutex mutex_;                      // guards what follows; never held while calling out
-  std::condition_variable wake_;          // the resolver thread has something to do
-  std::map<base::Rank, base::Instant> wanted_;   // ranks to resolve, and since when
-  std::map<std::string, std::vector<base::Rank>> groups_;  // members by group key
-  bool is_stopping_ = false;
+  std::mutex mutex_;                        // guards what follows; never held while calling out
+  std::condition_variable wake_;            // the resolver thread has something to do
+  std::map<base::Rank, Wanted> wanted_;     // ranks to resolve
+  std::map<uint64_t, GroupEntry> groups_;   // by wire id
+  std::atomic<bool> is_stopping_{false};    // written under mutex_
   std::optional<FabricStats> final_stats_;  // taken when the shutdown began
   std::unique_ptr<std::thread> resolver_thread_;
 };

@@ -32,8 +32,8 @@ Result<bool> SocketPort::receive(collective::Engine& engine, Instant now) {
 }
 
 Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {
+  bool any = !unsent_.empty();
   if (const auto finished = finish_unsent(); !finished || !finished.value()) return finished;
-  bool any = false;
   transport::Transmit out;
   while (engine.poll_transmit(now, out)) {
     any = true;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <vector>
 
 #include "base/time.h"
@@ -25,8 +26,10 @@ class SocketPort {
   // Sends all that the engine has. True when anything was sent.
   base::Result<bool> transmit(collective::Engine& engine, base::Instant now);
 
-  // A socket's send buffer is full: poll for writability, then transmit again.
-  bool is_blocked() const { return !unsent_.empty(); }
+  // Whose send buffer is full, if one's is: wait until it can be written, then transmit again.
+  std::optional<uint8_t> blocked_socket() const {
+    return unsent_.empty() ? std::nullopt : std::optional(unsent_.front().socket);
+  }
   const std::vector<UdpSocket>& sockets() const { return sockets_; }
 
  private:
