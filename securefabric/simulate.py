@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 
 from ._core import CoreError, Scenario, ScenarioReport, simulate
 
-__all__ = ["main"]
+__all__ = ["KINDS", "main"]
 
-_KINDS = (
+# What --op may name, besides "mixed".
+KINDS = (
     "all_reduce",
     "broadcast",
     "reduce",
@@ -152,11 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     add(job, "ranks", int, "ranks of the job", 4)
     job.add_argument(
         "--op",
-        choices=(*_KINDS, _MIXED),
+        choices=(*KINDS, _MIXED),
         default="all_reduce",
         help=f"the collective; {_MIXED}: drawn by the seed (default all_reduce)",
     )
-    job.add_argument("--dtype", default=_ANY, help="float32, int64, ...; default: drawn by the seed")
+    job.add_argument(
+        "--dtype", default=_ANY, help="float32, int64, ...; default: drawn by the seed"
+    )
     job.add_argument(
         "--reduce-op", default=_ANY, help="SUM, AVG, PRODUCT, MIN, MAX, BAND, BOR, BXOR, PREMUL_SUM"
     )

@@ -1,3 +1,168 @@
-from contract_world import Cases
+"""Contract cases: several tensors in one call, and the functional collectives of compilers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from contract_world import Cases, World, check_equal
+from torch import Tensor
+from torch.distributed import _functional_collectives as functional
 
 CASES = Cases()
+MIXED = (
+    (torch.float32, (7,)),
+    (torch.float64, (3, 5)),
+    (torch.int32, (0,)),
+    (torch.float32, (1000,)),
+    (torch.bfloat16, ()),
+)
+
+
+def _mixed_inputs(world: World) -> list[list[Tensor]]:
+    """Return tensors of several types and shapes; outer index: the rank."""
+    salts = [world.salt() for _ in MIXED]
+    return [
+        [
+            world.input(max(1, torch.Size(shape).numel()), dtype, salt, rank)[
+                : torch.Size(shape).numel()
+            ].view(shape)
+            for salt, (dtype, shape) in zip(salts, MIXED, strict=True)
+        ]
+        for rank in range(world.size)
+    ]
+
+
+@CASES.case()
+def all_reduce_coalesced(world: World) -> None:
+    inputs = _mixed_inputs(world)
+    for is_async in (False, True):
+        tensors = [tensor.clone() for tensor in inputs[world.rank]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            work = dist.all_reduce_coalesced(tensors, async_op=is_async)
+        if is_async:
+            results = work.get_future().wait()
+            assert [result.shape for result in results] == [tensor.shape for tensor in tensors]
+        for index, tensor in enumerate(tensors):
+            world.check_reduced(tensor, [of_rank[index] for of_rank in inputs], "SUM")
+            world.record(tensor)
+
+
+@CASES.case()
+def all_gather_coalesced(world: World) -> None:
+    inputs = _mixed_inputs(world)
+    outputs = [[torch.empty_like(tensor) for tensor in of_rank] for of_rank in inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        dist.all_gather_coalesced(outputs, inputs[world.rank])
+    for rank in range(world.size):
+        for index, tensor in enumerate(inputs[rank]):
+            check_equal(outputs[rank][index], tensor, f"tensor {index} of rank {rank}")
+
+
+@CASES.case(over=(False, True))
+def coalescing_manager(world: World, is_async: bool) -> None:
+    """What FSDP2 and DTensor do with it: one kind of operation, several tensors."""
+    n, me = world.size, world.rank
+    wholes = [world.inputs(n * size, torch.float32, world.salt()) for size in (1, 7, 70_001)]
+    reduced = [inputs[me].clone() for inputs in wholes]
+    scattered = [torch.empty(inputs[me].numel() // n) for inputs in wholes]
+    gathered = [torch.empty(inputs[me].numel() * n) for inputs in wholes]
+
+    def in_one(call: Callable[[int], object]) -> None:
+        with dist._coalescing_manager(async_ops=is_async) as manager:
+            for index in range(len(wholes)):
+                call(index)
+        if is_async:
+            manager.wait()
+
+    in_one(lambda i: dist.all_reduce(reduced[i]))
+    in_one(lambda i: dist.reduce_scatter_tensor(scattered[i], wholes[i][me]))
+    in_one(lambda i: dist.all_gather_into_tensor(gathered[i], wholes[i][me]))
+    for index, inputs in enumerate(wholes):
+        world.check_reduced(reduced[index], inputs, "SUM")
+        own = slice(me * scattered[index].numel(), (me + 1) * scattered[index].numel())
+        world.check_reduced(scattered[index], [tensor[own] for tensor in inputs], "SUM")
+        check_equal(gathered[index], torch.cat(inputs), "gathered")
+
+
+@CASES.case()
+def coalescing_manager_with_a_device(world: World) -> None:
+    """With a device torch brackets the calls with startCoalescing and endCoalescing."""
+    inputs = [world.inputs(100, torch.float32, world.salt()) for _ in range(3)]
+    tensors = [of_call[world.rank].clone() for of_call in inputs]
+    device = torch.device("cpu")
+    with dist._coalescing_manager(device=device, async_ops=True) as manager:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+    manager.wait()
+    for tensor, of_call in zip(tensors, inputs, strict=True):
+        world.check_reduced(tensor, of_call, "SUM")
+
+
+@CASES.case()
+def functional_collectives(world: World) -> None:
+    n, me, group = world.size, world.rank, dist.group.WORLD
+    inputs = world.inputs(4 * n, torch.float32, world.salt())
+    mine = inputs[me].view(n, 4)
+    before = mine.clone()
+
+    world.check_reduced(functional.all_reduce(mine, "sum", group).flatten(), inputs, "SUM")
+    world.check_reduced(functional.all_reduce(mine, "avg", group).flatten(), inputs, "AVG")
+    gathered = functional.all_gather_tensor(mine, 0, group)
+    check_equal(gathered, torch.cat(inputs).view(n * n, 4), "all_gather_tensor")
+    if n > 1:
+        gathered = functional.all_gather_tensor(mine, 1, group)
+        check_equal(gathered, torch.cat([t.view(n, 4) for t in inputs], dim=1), "along rows")
+    scattered = functional.reduce_scatter_tensor(mine, "sum", 0, group)
+    rows = [tensor.view(n, 4)[me : me + 1] for tensor in inputs]
+    world.check_reduced(scattered, rows, "SUM")
+    exchanged = functional.all_to_all_single(mine, None, None, group)
+    check_equal(exchanged, torch.cat(rows), "all_to_all_single")
+    sent = functional.broadcast(mine, n - 1, group)
+    check_equal(sent, inputs[n - 1].view(n, 4), "broadcast")
+    check_equal(mine, before, "functional collectives leave their input alone")
+
+
+@CASES.case()
+def functional_all_to_all_uneven(world: World) -> None:
+    n, me = world.size, world.rank
+    rows = [[source + to for to in range(n)] for source in range(n)]
+    salt = world.salt()
+    inputs = [world.input(sum(rows[rank]), torch.int64, salt, rank) for rank in range(n)]
+    received = [rows[source][me] for source in range(n)]
+    output = functional.all_to_all_single(inputs[me], received, rows[me], dist.group.WORLD)
+    expected = [inputs[source].split(rows[source])[me] for source in range(n)]
+    check_equal(output, torch.cat(expected))
+
+
+@CASES.case()
+def functional_coalesced(world: World) -> None:
+    n, me, group = world.size, world.rank, dist.group.WORLD
+    wholes = [world.inputs(size * n, torch.float32, world.salt()) for size in (3, 1000)]
+    mine = [inputs[me] for inputs in wholes]
+    reduced = functional.all_reduce_coalesced(mine, "sum", group)
+    gathered = functional.all_gather_into_tensor_coalesced(mine, group)
+    scattered = functional.reduce_scatter_tensor_coalesced(mine, "sum", [0, 0], group)
+    for index, inputs in enumerate(wholes):
+        world.check_reduced(reduced[index], inputs, "SUM")
+        check_equal(gathered[index], torch.cat(inputs), "all_gather_into_tensor_coalesced")
+        share = inputs[me].numel() // n
+        own = slice(me * share, (me + 1) * share)
+        world.check_reduced(scattered[index], [tensor[own] for tensor in inputs], "SUM")
+
+
+@CASES.case()
+def work_that_nobody_waits_for(world: World) -> None:
+    """The tensor stays alive until the operation is over; the result waits in the tensor."""
+    results = []
+    for _ in range(20):
+        inputs = world.inputs(5000, torch.float32, world.salt())
+        results.append((functional.all_reduce(inputs[world.rank], "sum", dist.group.WORLD), inputs))
+        dist.all_reduce(inputs[world.rank].clone(), async_op=True)
+    dist.barrier()
+    for result, inputs in results:
+        world.check_reduced(functional.wait_tensor(result), inputs, "SUM")

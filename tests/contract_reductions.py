@@ -128,7 +128,7 @@ def reduce_scatter_list(world: World, dtype: torch.dtype) -> None:
 def large_reductions(world: World, dtype: torch.dtype) -> None:
     """Sizes at which everything goes around rings, in segments, with a remainder."""
     for elements in LARGE_SIZES if dtype == torch.float32 else LARGE_SIZES[:1]:
-        inputs = world.inputs(elements, dtype, world.salt())
+        inputs = world.long_inputs(elements, dtype, world.salt())
         tensor = inputs[world.rank].clone()
         dist.all_reduce(tensor)
         world.check_reduced(tensor, inputs, "SUM")
@@ -243,7 +243,7 @@ def unsigned_integers(world: World, dtype: torch.dtype) -> None:
 
 
 @CASES.case()
-def layouts(world: World) -> None:
+def layouts_of_reductions(world: World) -> None:
     """Views, strides and shapes: elements go by their logical order."""
     whole = world.inputs(60, torch.float32, world.salt())
     for make in (
@@ -307,7 +307,7 @@ def reduce_scatter_of_a_stack(world: World) -> None:
 
 
 @CASES.case()
-def bad_arguments_are_refused(world: World) -> None:
+def bad_reductions_are_refused(world: World) -> None:
     """Nothing is sent, and the group works on."""
     with refused("size"):
         dist.reduce_scatter_tensor(torch.empty(3), torch.empty(3 * world.size + 1))

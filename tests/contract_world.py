@@ -35,6 +35,7 @@ OPS = {**ARITHMETIC, "AVG": ReduceOp.AVG, **BITWISE}
 # Empty, one element, odd, more than a datagram, more than one packet of every path.
 SIZES = (0, 1, 3, 17, 1000, 16_411)
 # Elements; the rings start at 64 KiB, and these leave a remainder in every chunk and segment.
+LONG_PERIOD = 65_537  # a prime, so that no chunk or segment equals another
 LARGE_SIZES = (3 * 2**18 + 1, 17 * 2**18 + 3)
 
 
@@ -118,6 +119,11 @@ class World:
             return torch.randint(0, 2, (elements,), generator=generator).bool()
         raw = torch.randint(-(2**63), 2**63 - 1, (elements,), generator=generator)
         return raw.view(torch.uint8)[: elements * dtype.itemsize].clone().view(dtype)
+
+    def long_inputs(self, elements: int, dtype: torch.dtype, salt: int) -> list[Tensor]:
+        """Return what all ranks contribute to a large call: quicker, since it repeats itself."""
+        periods = elements // LONG_PERIOD + 1
+        return [tile.repeat(periods)[:elements] for tile in self.inputs(LONG_PERIOD, dtype, salt)]
 
     def inputs(self, elements: int, dtype: torch.dtype, salt: int) -> list[Tensor]:
         """Return what all ranks contribute."""

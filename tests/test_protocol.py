@@ -26,7 +26,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from securefabric import _C, _core
 from securefabric.roster import EntryBody, Roster, policy_digest
@@ -252,6 +252,18 @@ class Peer:
             if select.select([self.socket], [], [], 0.01)[0]:
                 self.take(self.socket.recv(65_535))
 
+    def run_until_acked(self, path_id: int, number: int) -> None:
+        self.run_until(lambda: number in self.acked.get(path_id, ()))
+
+    def run_for(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self.run_until(lambda: time.monotonic() > end)
+
+    def data_of(self, operation: int) -> Data:
+        """The first fragment of an operation, waited for."""
+        self.run_until(lambda: operation in {data.operation for data in self.data})
+        return next(data for data in self.data if data.operation == operation)
+
     def take(self, datagram: bytes) -> None:
         start, flags, path_id, spi, number = struct.unpack_from("!BBHIQ", datagram)
         assert (start, flags, spi) == (0x11, 0, self.spi_base % 2**32)
@@ -404,11 +416,10 @@ def test_all_reduce__with_the_core(meeting: Meeting) -> None:
         path_id = operation % 2
         frame = peer.reduce_data(meeting.group, operation, operation, values)
         number = peer.send(path_id, frame)
-        peer.run_until(lambda number=number, p=path_id: number in peer.acked.get(p, ()))
+        peer.run_until_acked(path_id, number)
         work.wait()
         assert torch.equal(ours, torch.arange(5, dtype=torch.float32) * (operation + 1) + 1)
-        peer.run_until(lambda operation=operation: operation in {d.operation for d in peer.data})
-        received = next(data for data in peer.data if data.operation == operation)
+        received = peer.data_of(operation)
         assert received.group == meeting.group
         assert (received.slot, received.flags & 0xC) == (2, 4)
         assert received.signature == (1, 12, 1, 0, 0, 5)
@@ -445,10 +456,8 @@ def test_long_message_to_the_core__is_announced_granted_and_repaired(meeting: Me
             path_id = offset // 1360 % 2
             number = peer.send(path_id, head + (signature if offset == 0 else b"") + fragment)
             sent[path_id, number] = offset
-        last = max(sent, key=lambda place: sent[place])
-        peer.run_until(lambda last=last: last[1] in peer.acked.get(last[0], ()))
-        settle = time.monotonic() + 0.05
-        peer.run_until(lambda settle=settle: time.monotonic() > settle)
+        peer.run_until_acked(path_id, number)  # of the last one, which asks for it at once
+        peer.run_for(0.05)
         pending = [o for (p, n), o in sent.items() if n not in peer.acked.get(p, ())]
     work.wait()
     assert torch.equal(target, expected)

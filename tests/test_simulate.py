@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from securefabric import _core
-from securefabric.simulate import main
+from securefabric.simulate import KINDS, main
 
 STORM = ["--loss", "0.2", "--reorder", "0.2", "--duplicate", "0.2", "--corrupt", "0.01"]
 
@@ -42,11 +42,7 @@ def test_main__same_seed_same_output(capsys: pytest.CaptureFixture[str]) -> None
     assert first != run(capsys, *arguments, "4")
 
 
-@pytest.mark.parametrize(
-    "op",
-    ["all_reduce", "broadcast", "reduce", "all_gather", "reduce_scatter", "all_to_all"]
-    + ["gather", "scatter", "barrier", "mixed"],
-)
+@pytest.mark.parametrize("op", [*KINDS, "mixed"])
 def test_main__every_operation(capsys: pytest.CaptureFixture[str], op: str) -> None:
     status, out, err = run(capsys, "--ranks", "3", "--op", op, "--count", "1000", "--loss", "0.1")
     assert (status, err) == (0, "")

@@ -1,7 +1,5 @@
 #include "collective/engine.h"
 
-#include <set>
-
 namespace securefabric::collective {
 
 using base::Duration;
@@ -109,17 +107,13 @@ void Engine::take_sequence(Operation& operation, GroupState& state) {
 // Starts to reach every peer of the operation. The error of one that cannot be used, if there is
 // one; of a rank that has left in good order, what it sent before may be all that is needed.
 std::optional<Error> Engine::require_peers(const Operation& operation) {
-  std::set<Rank> receivers;
-  std::set<Rank> peers;
+  std::vector<bool> is_required(operation.group().size());
   for (const Step& step : operation.request().schedule.steps) {
     if (!is_network(step.kind) || step.peer == kAnySource) continue;
     const Rank peer = operation.group().ranks[step.peer];
-    peers.insert(peer);
-    if (step.kind == StepKind::kSend) receivers.insert(peer);
-  }
-  for (const Rank peer : peers) {
-    endpoint_.require_peer(peer, now_);
-    if (endpoint_.has_left(peer) && !receivers.contains(peer)) continue;
+    if (!is_required[step.peer]) endpoint_.require_peer(peer, now_);
+    is_required[step.peer] = true;
+    if (!has_lost_peers_ || (endpoint_.has_left(peer) && is_receive(step.kind))) continue;
     if (const auto error = endpoint_.peer_error(peer)) {
       return Error{error->code, error->message + "; " + name_of(operation) + " needs it"};
     }

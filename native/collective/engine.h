@@ -135,6 +135,7 @@ class Engine final : private transport::ReceiveMatcher {
   std::unordered_map<transport::Token, StepRef> tokens_;  // posted sends and receives
   transport::Token next_token_ = 1;
   std::deque<base::Rank> wanted_;
+  bool has_lost_peers_ = false;  // a peer was lost or has left: operations look before they start
   std::deque<std::shared_ptr<Operation>> completed_;
   std::set<std::pair<uint64_t, uint32_t>> unmatched_tags_;  // (group, tag) to look at again
   // Signatures of messages that met no receive, to be compared once the transport has returned.

@@ -124,6 +124,7 @@ bool Engine::holds_message_for(const Operation& operation, uint32_t index) const
 }
 
 void Engine::on_peer_lost(Rank peer, const Error& error) {
+  has_lost_peers_ = true;
   std::vector<std::shared_ptr<Operation>> affected;
   for (const auto& [id, operation] : active_) {
     if (is_deserted_by(*operation, peer)) affected.push_back(operation);
@@ -133,6 +134,7 @@ void Engine::on_peer_lost(Rank peer, const Error& error) {
 
 // The same for an operation that starts when peers are gone already.
 void Engine::fail_if_deserted(Operation& operation) {
+  if (!has_lost_peers_) return;
   for (const Rank peer : operation.group().ranks) {
     if (operation.is_done) return;
     const auto error = endpoint_.peer_error(peer);

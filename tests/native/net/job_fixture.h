@@ -36,9 +36,9 @@ inline bool eventually(const std::function<bool()>& condition,
 // Fails the sends of one rank's sockets, or loses them, as long as it is told to. Any thread.
 class UnreliableCalls : public SocketCalls {
  public:
-  std::atomic<int> error{0};        // errno of every send
-  std::atomic<int> sends_lost{0};   // so many sends are taken and never arrive
-  std::atomic<int> sends_kept{-1};  // so many succeed before `error` begins; -1: none
+  std::atomic<int> error{0};          // errno of every send
+  std::atomic<int> sends_lost{0};     // so many sends are taken and never arrive
+  std::atomic<int> sends_kept{-1};    // so many succeed before `error` begins; -1: none
   mutable std::atomic<int> sends{0};  // attempts
 
   ssize_t sendmsg(int fd, const msghdr* message, int flags) const override {
@@ -77,10 +77,10 @@ class UnreliableCalls : public SocketCalls {
 
 // One operation of one rank with its memory; counts the calls of on_done.
 struct Call {
-  std::vector<int64_t> values;        // in and out
+  std::vector<int64_t> values;  // in and out
   std::shared_ptr<Operation> operation;
-  std::atomic<int> callbacks{0};      // of on_done
-  std::function<void()> then;         // run by on_done, after counting
+  std::atomic<int> callbacks{0};  // of on_done
+  std::function<void()> then;     // run by on_done, after counting
 
   bool is_done() const { return callbacks.load() > 0; }
 };
@@ -115,8 +115,7 @@ inline std::unique_ptr<Call> make_call(const std::shared_ptr<Group>& group,
   if (options.kind != OperationKind::kBarrier) {
     plan.inputs = plan.outputs = {collective::Region{0, 0, bytes}};
     request.count = options.count;
-    request.buffers = {
-        base::MutableBytes(reinterpret_cast<uint8_t*>(call->values.data()), bytes)};
+    request.buffers = {base::MutableBytes(reinterpret_cast<uint8_t*>(call->values.data()), bytes)};
   }
   if (options.kind == OperationKind::kAllReduce) {
     plan.reduce_op = request.reduce_op = collective::ReduceOp::kSum;
@@ -214,9 +213,10 @@ class DriverJob {
     for (uint32_t rank = 0; rank < size; ++rank) {
       std::vector<UdpSocket> sockets;
       auto config = make_config(rank, size, rank == 0 ? first_rank : others, sockets);
-      drivers_.push_back(Driver::make(std::move(config), std::move(sockets), options,
-                                      [this, rank](base::Rank) { ++wanted_[rank]; })
-                             .value());
+      drivers_.push_back(
+          Driver::make(std::move(config), std::move(sockets), options, [this, rank](base::Rank) {
+            ++wanted_[rank];
+          }).value());
     }
     std::vector<transport::PeerDescription> peers;
     for (const auto& driver : drivers_) {

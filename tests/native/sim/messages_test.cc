@@ -167,6 +167,42 @@ TEST(Messages, any_source_fails_when_a_rank_it_may_come_from_is_lost) {
   EXPECT_TRUE(failed_with(*receive, ErrorCode::kPeerLost, "rank 2"));
 }
 
+// A rank of the job that is not in the group sends to it all the same: before and after the group
+// is known, with any source posted.
+TEST(Messages, stranger_to_the_group_is_not_heard) {
+  for (const bool is_early : {true, false}) {
+    Fleet fleet(cluster_of(3));
+    fleet.expect_works(call_of(collective::OperationKind::kAllToAll, 10));
+    auto forged = std::make_shared<collective::Group>();
+    forged->wire_id = 2;  // the next that make_group takes
+    forged->name = "forged";
+    forged->rank = 1;
+    forged->ranks = {base::Rank{0}, base::Rank{2}};
+    fleet.cluster.engine(2).add_group(forged);
+    Bytes wrong(8, 66);
+    Bytes right(8, 11);
+    Bytes received(8);
+    const auto send_forged = [&] {
+      fleet.cluster.start(2, make_send(forged, 0, 4, wrong));
+      CallRun run(call_of(collective::OperationKind::kBarrier, 0), 2);
+      fleet.cluster.start(2, run.make_operation(forged, base::Instant::never()));
+      fleet.cluster.run_for(Duration::millis(50));
+    };
+    if (is_early) send_forged();
+    const auto group = fleet.cluster.make_group("pair", {0, 1});
+    ASSERT_EQ(group[0]->wire_id, forged->wire_id);
+    const auto receive = make_receive(group[0], kAnySource, 4, received);
+    fleet.cluster.start(0, receive);
+    if (!is_early) send_forged();
+    fleet.cluster.run_for(Duration::millis(50));
+    EXPECT_FALSE(receive->is_done);
+    fleet.cluster.start(1, make_send(group[1], 0, 4, right));
+    ASSERT_TRUE(fleet.run_until_done({receive}, Duration::seconds(1)));
+    ASSERT_FALSE(receive->error) << receive->error->message;
+    EXPECT_EQ(received, right);
+  }
+}
+
 // Messages nobody receives use up the eager credit; what comes after still gets through.
 TEST(Messages, thousands_that_nobody_receives__collectives_go_on) {
   for (uint64_t seed = 1; seed <= 3; ++seed) {

@@ -2,6 +2,8 @@
 // hang.
 #include <gtest/gtest.h>
 
+#include <deque>
+
 #include "sim/fleet.h"
 
 namespace securefabric::sim {
@@ -127,6 +129,26 @@ TEST(Mismatch, rank_that_arrives_late_with_another_operation) {
   EXPECT_TRUE(fleet.run_until_done({ours, theirs}, Duration::seconds(3)));
   EXPECT_TRUE(failed_with(*ours, ErrorCode::kMismatch, "barrier"));
   EXPECT_TRUE(failed_with(*theirs, ErrorCode::kMismatch, "broadcast("));
+}
+
+// A root runs far ahead; what it has forgotten it does not guess at.
+TEST(Mismatch, root_that_is_hundreds_of_operations_ahead_is_not_accused) {
+  Fleet fleet(cluster_of(2));
+  fleet.expect_works(all_reduce_of(10));
+  std::deque<CallRun> runs;
+  Operations ahead;
+  for (int i = 0; i < 600; ++i) {
+    runs.emplace_back(call_of(OperationKind::kBroadcast, 10), 2);
+    ahead.push_back(fleet.start(runs.back(), 0));
+  }
+  ASSERT_TRUE(fleet.run_until_done(ahead, Duration::seconds(1)));
+  fleet.cluster.run_for(Duration::seconds(5));
+  Operations behind;
+  for (CallRun& run : runs) {
+    behind.push_back(fleet.start(run, 1));
+    ASSERT_TRUE(fleet.run_until_done({behind.back()}, Duration::seconds(1)));
+    fleet.expect_right(run, {behind.back()});
+  }
 }
 
 TEST(Mismatch, send_and_receive_of_different_lengths) {
