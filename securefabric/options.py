@@ -98,7 +98,7 @@ class Options:
 
     spin: str = _setting("SECUREFABRIC_SPIN", "auto", str)
     """Whether a waiting thread polls before it sleeps: "always", "never", or "auto", which polls
-    when this host has at least as many cores as ranks."""
+    only for a moment when more ranks than cores share this host."""
 
     eager_connect: bool = _setting("SECUREFABRIC_EAGER_CONNECT", False, _flag)
     """Link all members of a group when it is made, not when their first message needs it."""

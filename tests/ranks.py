@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -48,9 +49,9 @@ def run_ranks(
     """Call ``function(rank, *args)`` in ``world_size`` processes and return their outcomes.
 
     ``absent`` ranks are never started. ``meanwhile`` runs in the parent while the ranks do, with
-    the processes by rank. The function joins the job itself: ``init_process_group("securefabric")``.
+    the processes by rank. The function joins the job itself, see ``join``.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     results: Any = _SPAWN.Queue()
     processes: dict[int, Any] = {}
     for rank in range(world_size):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import join, run_ranks
 
 import securefabric
-from ranks import join, run_ranks
 from securefabric.identity import write_key_file
 
 

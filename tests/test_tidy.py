@@ -20,9 +20,6 @@ FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 600
 LINE_CHARACTERS_MAX = 100
 
-# Includes beyond the edges of CMakeLists.txt, with the reason.
-EXTRA_EDGES = {("sim", "wire"): "the audit decodes outer headers; transport links wire"}
-
 # file: (longest function, reason)
 LONG_FUNCTIONS = {
     "native/net/fabric.cc": (79, "makes the whole fabric, in order; nothing in it is used twice"),
@@ -205,7 +202,7 @@ def test_includes__stay_inside_the_edges() -> None:
     for path in files(".cc", ".h", folders=("native",)):
         room = path.relative_to(NATIVE).parts[0]
         for included in re.findall(r'#include "(\w+)/', without_comments(path.read_text())):
-            if included not in edges[room] | {room} and (room, included) not in EXTRA_EDGES:
+            if included not in edges[room] | {room}:
                 wrong.append(f"{name_of(path)} includes {included}/, which {room} may not know")
     assert not wrong, "\n".join(wrong)
 

@@ -195,7 +195,7 @@ python="$(find_python)"
 ensure_packages "$python"
 python="${python:-$(find_python)}"
 [[ -n "$python" ]] ||
-  fail "no Python 3.11 or later here; install one and name it: make $GOAL SF_PYTHON=/path/to/python3"
+  fail "no Python 3.11 or later here; install one and name it: make $GOAL SF_PYTHON=python3.12"
 ensure_environment "$python"
 if ! is_built; then
   step "Building the native core (a few minutes the first time)" build

@@ -92,7 +92,9 @@ inline Bytes as_bytes(const std::string& text) {
 inline std::string to_text(Bytes bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
-inline std::vector<uint8_t> to_vector(Bytes bytes) { return {bytes.begin(), bytes.end()}; }
+inline std::vector<uint8_t> to_vector(Bytes bytes) {
+  return {bytes.begin(), bytes.end()};
+}
 
 // Lower-case hexadecimal, for ids in messages; never for secrets.
 std::string to_hex(Bytes bytes);

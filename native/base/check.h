@@ -14,10 +14,10 @@ namespace securefabric::base {
 }  // namespace securefabric::base
 
 // `detail` is a std::string expression, evaluated only on failure.
-#define SF_CHECK_MSG(condition, detail)                                               \
-  do {                                                                                \
-    if (!(condition)) [[unlikely]]                                                    \
-      ::securefabric::base::check_failed(__FILE__, __LINE__, #condition, (detail));   \
+#define SF_CHECK_MSG(condition, detail)                                             \
+  do {                                                                              \
+    if (!(condition)) [[unlikely]]                                                  \
+      ::securefabric::base::check_failed(__FILE__, __LINE__, #condition, (detail)); \
   } while (false)
 
 #define SF_CHECK(condition) SF_CHECK_MSG(condition, std::string())

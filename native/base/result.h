@@ -11,15 +11,15 @@ namespace securefabric::base {
 
 // What a caller can do about a failure; the Python border maps each to one exception class.
 enum class ErrorCode {
-  kConfig,         // an option, key file or address is unusable: fix it and start again
-  kAuth,           // a peer could not prove that it belongs to the job
-  kMismatch,       // ranks disagree about an operation
-  kTimeout,        // nothing was wrong but the time
-  kPeerLost,       // a peer died, left or cannot be reached
-  kAborted,        // this rank or another gave the group up
-  kLimit,          // a bound of limits.h was reached
-  kForked,         // this process is a forked copy: it may not use the keys
-  kSystem,         // the operating system refused
+  kConfig,    // an option, key file or address is unusable: fix it and start again
+  kAuth,      // a peer could not prove that it belongs to the job
+  kMismatch,  // ranks disagree about an operation
+  kTimeout,   // nothing was wrong but the time
+  kPeerLost,  // a peer died, left or cannot be reached
+  kAborted,   // this rank or another gave the group up
+  kLimit,     // a bound of limits.h was reached
+  kForked,    // this process is a forked copy: it may not use the keys
+  kSystem,    // the operating system refused
 };
 
 const char* error_code_name(ErrorCode code);
@@ -63,6 +63,8 @@ class [[nodiscard]] Result {
 // A Result that carries nothing but success.
 struct Unit {};
 using Status = Result<Unit>;
-inline Status ok_status() { return Unit{}; }
+inline Status ok_status() {
+  return Unit{};
+}
 
 }  // namespace securefabric::base

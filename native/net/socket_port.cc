@@ -62,11 +62,12 @@ Result<bool> SocketPort::finish_unsent() {
   return true;
 }
 
-Result<size_t> SocketPort::send(uint8_t socket, const base::SocketAddress& to,
-                                size_t segment_bytes, base::Bytes bytes) {
+Result<size_t> SocketPort::send(uint8_t socket, const base::SocketAddress& to, size_t segment_bytes,
+                                base::Bytes bytes) {
   const SendResult result = sockets_[socket].send_burst(to, bytes, segment_bytes);
   switch (result.outcome) {
-    case SendOutcome::kWouldBlock: return std::min(result.segments_taken * segment_bytes, bytes.size());
+    case SendOutcome::kWouldBlock:
+      return std::min(result.segments_taken * segment_bytes, bytes.size());
     // Like a loss on the network: the transport sends the data again, on another path if it can.
     case SendOutcome::kSent:
     case SendOutcome::kUnreachable:

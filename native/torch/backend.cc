@@ -142,9 +142,8 @@ void Backend::abort() {
   const Error error{ErrorCode::kAborted, "abort() was called on rank " +
                                              std::to_string(group_->ranks[group_->rank].value) +
                                              " of process group '" + group_->name + "'"};
-  (void)fabric_->driver().run([&](collective::Engine& engine, Instant now) {
-    engine.abort_group(*group_, error, now);
-  });
+  (void)fabric_->driver().run(
+      [&](collective::Engine& engine, Instant now) { engine.abort_group(*group_, error, now); });
 }
 
 void Backend::shutdown() {
@@ -156,8 +155,8 @@ void Backend::shutdown() {
 
 c10d::ErrorType Backend::getError() {
   std::optional<Error> broken;
-  const base::Status status = fabric_->driver().run(
-      [&](collective::Engine&, Instant) { broken = group_->broken; });
+  const base::Status status =
+      fabric_->driver().run([&](collective::Engine&, Instant) { broken = group_->broken; });
   if (!status) return c10d::ErrorType::COMM_ERROR;
   if (!broken) return c10d::ErrorType::SUCCESS;
   switch (broken->code) {
@@ -198,8 +197,8 @@ Works Backend::broadcast(std::vector<at::Tensor>& tensors, const c10d::Broadcast
   constexpr const char* kOp = "broadcast";
   check_root(kOp, opts.rootRank, size_);
   check_single(kOp, tensors);
-  TORCH_CHECK(opts.rootTensor == 0, "securefabric::broadcast: invalid root tensor: ",
-              opts.rootTensor);
+  TORCH_CHECK(opts.rootTensor == 0,
+              "securefabric::broadcast: invalid root tensor: ", opts.rootTensor);
   const at::Tensor& tensor = tensors.front();
   CallBuilder call = begin(kOp, c10d::OpType::BROADCAST, opts.timeout, opts.asyncOp);
   Part part = make_part(OperationKind::kBroadcast, tensor, static_cast<uint64_t>(tensor.numel()));
@@ -218,8 +217,7 @@ Works Backend::broadcast(std::vector<at::Tensor>& tensors, const c10d::Broadcast
 namespace {
 
 Part all_reduce_part(const char* name, const at::Tensor& tensor, const c10d::ReduceOp& op) {
-  Part part =
-      make_part(OperationKind::kAllReduce, tensor, static_cast<uint64_t>(tensor.numel()));
+  Part part = make_part(OperationKind::kAllReduce, tensor, static_cast<uint64_t>(tensor.numel()));
   part.reduction = reduction_of(name, op, tensor);
   part.inputs = {part.table.add_in_out(tensor)};
   part.outputs = part.inputs;
@@ -302,8 +300,9 @@ Works Backend::allgather(std::vector<std::vector<at::Tensor>>& outputs,
                          std::vector<at::Tensor>& inputs, const c10d::AllgatherOptions& opts) {
   constexpr const char* kOp = "all_gather";
   check_single(kOp, inputs);
-  TORCH_CHECK(outputs.size() == 1, "securefabric::all_gather: requires a single-element output "
-                                   "list containing a list of tensors, got ",
+  TORCH_CHECK(outputs.size() == 1,
+              "securefabric::all_gather: requires a single-element output "
+              "list containing a list of tensors, got ",
               outputs.size());
   CallBuilder call = begin(kOp, c10d::OpType::ALLGATHER, opts.timeout, opts.asyncOp);
   add_all_gather(call, outputs.front(), inputs.front());
@@ -314,8 +313,8 @@ Works Backend::allgather(std::vector<std::vector<at::Tensor>>& outputs,
 
 Works Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
                                const c10d::AllgatherOptions& opts) {
-  CallBuilder call = begin("all_gather_into_tensor", c10d::OpType::_ALLGATHER_BASE, opts.timeout,
-                           opts.asyncOp);
+  CallBuilder call =
+      begin("all_gather_into_tensor", c10d::OpType::_ALLGATHER_BASE, opts.timeout, opts.asyncOp);
   add_all_gather_base(call, output, input);
   call.profile(input);
   call.yield(output);
@@ -347,10 +346,11 @@ Works Backend::allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs
 Works Backend::allgather_into_tensor_coalesced(std::vector<at::Tensor>& outputs,
                                                std::vector<at::Tensor>& inputs,
                                                const c10d::AllgatherOptions& opts) {
-  TORCH_CHECK(outputs.size() == inputs.size(), "securefabric::all_gather_into_tensor: ",
-              outputs.size(), " outputs for ", inputs.size(), " inputs");
-  CallBuilder call = begin("all_gather_into_tensor", c10d::OpType::COALESCED, opts.timeout,
-                           opts.asyncOp);
+  TORCH_CHECK(outputs.size() == inputs.size(),
+              "securefabric::all_gather_into_tensor: ", outputs.size(), " outputs for ",
+              inputs.size(), " inputs");
+  CallBuilder call =
+      begin("all_gather_into_tensor", c10d::OpType::COALESCED, opts.timeout, opts.asyncOp);
   for (size_t i = 0; i < inputs.size(); ++i) {
     add_all_gather_base(call, outputs[i], inputs[i]);
     call.profile(inputs[i]);
@@ -369,8 +369,9 @@ Works Backend::gather(std::vector<std::vector<at::Tensor>>& outputs,
   Part part = make_part(OperationKind::kGather, input, static_cast<uint64_t>(input.numel()));
   part.root = static_cast<uint32_t>(opts.rootRank);
   if (rank_ == opts.rootRank) {
-    TORCH_CHECK(outputs.size() == 1, "securefabric::gather: requires a single-element output list "
-                                     "containing a list of tensors, got ",
+    TORCH_CHECK(outputs.size() == 1,
+                "securefabric::gather: requires a single-element output list "
+                "containing a list of tensors, got ",
                 outputs.size());
     check_ranks(kOp, "the output list", outputs.front().size(), size_);
     check_list(kOp, outputs.front(), input, /*same_size=*/true);
@@ -400,8 +401,9 @@ Works Backend::scatter(std::vector<at::Tensor>& outputs,
   part.root = static_cast<uint32_t>(opts.rootRank);
   part.outputs = {part.table.add_output(output)};
   if (rank_ == opts.rootRank) {
-    TORCH_CHECK(inputs.size() == 1, "securefabric::scatter: requires a single-element input list "
-                                    "containing a list of tensors, got ",
+    TORCH_CHECK(inputs.size() == 1,
+                "securefabric::scatter: requires a single-element input list "
+                "containing a list of tensors, got ",
                 inputs.size());
     check_ranks(kOp, "the input list", inputs.front().size(), size_);
     check_list(kOp, inputs.front(), output, /*same_size=*/true);
@@ -424,8 +426,9 @@ Works Backend::reduce_scatter(std::vector<at::Tensor>& outputs,
   constexpr const char* kOp = "reduce_scatter";
   check_single(kOp, outputs);
   const at::Tensor& output = outputs.front();
-  TORCH_CHECK(inputs.size() == 1, "securefabric::reduce_scatter: requires a single-element input "
-                                  "list containing a list of tensors, got ",
+  TORCH_CHECK(inputs.size() == 1,
+              "securefabric::reduce_scatter: requires a single-element input "
+              "list containing a list of tensors, got ",
               inputs.size());
   check_ranks(kOp, "the input list", inputs.front().size(), size_);
   check_list(kOp, inputs.front(), output, /*same_size=*/false);
@@ -434,8 +437,7 @@ Works Backend::reduce_scatter(std::vector<at::Tensor>& outputs,
               "securefabric::reduce_scatter: invalid tensor size at index ", own, " (expected ",
               output.sizes(), ", got ", inputs.front()[own].sizes(), ")");
   CallBuilder call = begin(kOp, c10d::OpType::REDUCE_SCATTER, opts.timeout, opts.asyncOp);
-  Part part =
-      make_part(OperationKind::kReduceScatter, output, total_elements(inputs.front()));
+  Part part = make_part(OperationKind::kReduceScatter, output, total_elements(inputs.front()));
   part.reduction = reduction_of(kOp, opts.reduceOp, output);
   part.outputs = {part.table.add_output(output)};
   for (size_t i = 0; i < inputs.front().size(); ++i) {
@@ -459,8 +461,8 @@ void Backend::add_reduce_scatter_base(CallBuilder& call, const at::Tensor& outpu
   part.reduction = reduction_of(call.name(), op, output);
   part.outputs = {part.table.add_output(output)};
   // The output may be this rank's own piece of the input, exactly; that overlap is planned for.
-  const Region whole = part.table.add_shared_input(
-      input, part.outputs.front(), static_cast<uint64_t>(rank_) * output.nbytes());
+  const Region whole = part.table.add_shared_input(input, part.outputs.front(),
+                                                   static_cast<uint64_t>(rank_) * output.nbytes());
   part.inputs = split_evenly(whole, size_);
   const Region& own = part.inputs[static_cast<size_t>(rank_)];
   if (part.table.is_same_memory(own, part.outputs.front())) part.outputs = {own};
@@ -480,11 +482,11 @@ Works Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
 Works Backend::reduce_scatter_tensor_coalesced(std::vector<at::Tensor>& outputs,
                                                std::vector<at::Tensor>& inputs,
                                                const c10d::ReduceScatterOptions& opts) {
-  TORCH_CHECK(outputs.size() == inputs.size(), "securefabric::reduce_scatter_tensor: ",
-              outputs.size(), " outputs for ", inputs.size(), " inputs");
-  CallBuilder call = begin("reduce_scatter_tensor",
-                           c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, opts.timeout,
-                           opts.asyncOp);
+  TORCH_CHECK(outputs.size() == inputs.size(),
+              "securefabric::reduce_scatter_tensor: ", outputs.size(), " outputs for ",
+              inputs.size(), " inputs");
+  CallBuilder call = begin("reduce_scatter_tensor", c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED,
+                           opts.timeout, opts.asyncOp);
   for (size_t i = 0; i < inputs.size(); ++i) {
     add_reduce_scatter_base(call, outputs[i], inputs[i], opts.reduceOp);
     call.profile(inputs[i]);

@@ -53,9 +53,9 @@ class Backend final : public c10d::Backend {
                                            const c10d::AllgatherOptions& opts) override;
   c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& output, at::Tensor& input,
                                                  const c10d::AllgatherOptions& opts) override;
-  c10::intrusive_ptr<c10d::Work> allgather_coalesced(
-      std::vector<std::vector<at::Tensor>>& outputs, std::vector<at::Tensor>& inputs,
-      const c10d::AllgatherOptions& opts) override;
+  c10::intrusive_ptr<c10d::Work> allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs,
+                                                     std::vector<at::Tensor>& inputs,
+                                                     const c10d::AllgatherOptions& opts) override;
   c10::intrusive_ptr<c10d::Work> allgather_into_tensor_coalesced(
       std::vector<at::Tensor>& outputs, std::vector<at::Tensor>& inputs,
       const c10d::AllgatherOptions& opts) override;
@@ -80,10 +80,8 @@ class Backend final : public c10d::Backend {
   c10::intrusive_ptr<c10d::Work> alltoall(std::vector<at::Tensor>& outputs,
                                           std::vector<at::Tensor>& inputs,
                                           const c10d::AllToAllOptions& opts) override;
-  c10::intrusive_ptr<c10d::Work> send(std::vector<at::Tensor>& tensors, int peer,
-                                      int tag) override;
-  c10::intrusive_ptr<c10d::Work> recv(std::vector<at::Tensor>& tensors, int peer,
-                                      int tag) override;
+  c10::intrusive_ptr<c10d::Work> send(std::vector<at::Tensor>& tensors, int peer, int tag) override;
+  c10::intrusive_ptr<c10d::Work> recv(std::vector<at::Tensor>& tensors, int peer, int tag) override;
   c10::intrusive_ptr<c10d::Work> recvAnysource(std::vector<at::Tensor>& tensors, int tag) override;
   c10::intrusive_ptr<c10d::Work> barrier(const c10d::BarrierOptions& opts) override;
 
@@ -102,8 +100,8 @@ class Backend final : public c10d::Backend {
                       const at::Tensor& input) const;
   void add_all_gather_base(CallBuilder& call, const at::Tensor& output,
                            const at::Tensor& input) const;
-  void add_reduce_scatter_base(CallBuilder& call, const at::Tensor& output,
-                               const at::Tensor& input, const c10d::ReduceOp& op) const;
+  void add_reduce_scatter_base(CallBuilder& call, const at::Tensor& output, const at::Tensor& input,
+                               const c10d::ReduceOp& op) const;
   c10::intrusive_ptr<c10d::Work> point_to_point(const char* name, c10d::OpType type,
                                                 collective::OperationKind kind,
                                                 std::vector<at::Tensor>& tensors, uint32_t peer,
@@ -112,9 +110,9 @@ class Backend final : public c10d::Backend {
   std::shared_ptr<net::Fabric> fabric_;
   std::shared_ptr<collective::Group> group_;
   c10::intrusive_ptr<Options> options_;
-  std::atomic<uint64_t> sequence_{0};          // collectives issued so far
-  std::mutex issue_mutex_;                     // one call at a time is started
-  bool is_coalescing_ = false;                 // guarded by issue_mutex_
+  std::atomic<uint64_t> sequence_{0};                      // collectives issued so far
+  std::mutex issue_mutex_;                                 // one call at a time is started
+  bool is_coalescing_ = false;                             // guarded by issue_mutex_
   std::vector<c10::intrusive_ptr<c10d::Work>> coalesced_;  // guarded by issue_mutex_
   std::atomic<bool> is_shut_down_{false};
 };

@@ -29,9 +29,9 @@ struct Part {
   Reduction reduction = {};
   collective::DataType data_type = collective::DataType::kByte;
   uint32_t element_bytes = 1;
-  uint64_t count = 0;   // elements of the whole operation; equal on all ranks, or 0
-  uint32_t root = 0;    // group rank; the peer of send and receive
-  uint32_t tag = 0;     // send and receive
+  uint64_t count = 0;  // elements of the whole operation; equal on all ranks, or 0
+  uint32_t root = 0;   // group rank; the peer of send and receive
+  uint32_t tag = 0;    // send and receive
   TensorTable table = {};
   std::vector<collective::Region> inputs = {};
   std::vector<collective::Region> outputs = {};
@@ -42,8 +42,7 @@ Part make_part(collective::OperationKind kind, const at::Tensor& tensor, uint64_
 
 class CallBuilder {
  public:
-  CallBuilder(const char* name, c10d::OpType type, std::chrono::milliseconds timeout,
-              bool is_async)
+  CallBuilder(const char* name, c10d::OpType type, std::chrono::milliseconds timeout, bool is_async)
       : name_(name), type_(type), timeout_(timeout), is_async_(is_async) {}
 
   const char* name() const { return name_; }

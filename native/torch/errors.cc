@@ -50,6 +50,8 @@ std::exception_ptr make_exception(const Error& error) {
   return std::make_exception_ptr(to_torch(error));
 }
 
-void throw_error(const Error& error) { throw to_torch(error); }
+void throw_error(const Error& error) {
+  throw to_torch(error);
+}
 
 }  // namespace securefabric::torch_room

@@ -1,6 +1,7 @@
-// securefabric._C: the fabric and the backend as Python sees them. securefabric/_C.pyi has the types.
-#include <torch/csrc/distributed/c10d/Backend.hpp>
+// securefabric._C: the fabric and the backend as Python sees them. securefabric/_C.pyi has the
+// types.
 #include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
 
 #include <pybind11/chrono.h>
 #include <pybind11/functional.h>
@@ -205,8 +206,8 @@ void bind_fabric(py::module_& module) {
            py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
            py::arg("gso"), py::arg("gro"), py::arg("spin"), py::arg("eager_connect"),
            py::arg("generation_bits"), py::arg("resolve"))
-      .def_property_readonly(
-          "public_key", [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
+      .def_property_readonly("public_key",
+                             [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->boot_id()); })
       .def_property_readonly("spi_base",
@@ -233,8 +234,9 @@ void bind_fabric(py::module_& module) {
              }
              return stats_dict(stats);
            })
-      .def("shutdown", [](FabricHandle& h) { h.fabric->shutdown(); },
-           py::call_guard<py::gil_scoped_release>());
+      .def(
+          "shutdown", [](FabricHandle& h) { h.fabric->shutdown(); },
+          py::call_guard<py::gil_scoped_release>());
 }
 
 void bind_backend(py::module_& module) {
@@ -249,18 +251,18 @@ void bind_backend(py::module_& module) {
            [](const Options& self, const py::dict&) { return Options::copy_of(self); });
 
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(module, "Backend")
-      .def(py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
-                       const std::string& group_name, const std::string& group_key,
-                       const std::vector<int64_t>& global_ranks,
-                       std::chrono::milliseconds timeout) {
-             const py::gil_scoped_release unlocked;
-             return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
-                                                 group_key, global_ranks, timeout,
-                                                 handle.eager_connect);
-           }),
-           py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
-           py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
-           py::arg("global_ranks"), py::arg("timeout"));
+      .def(
+          py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
+                      const std::string& group_name, const std::string& group_key,
+                      const std::vector<int64_t>& global_ranks, std::chrono::milliseconds timeout) {
+            const py::gil_scoped_release unlocked;
+            return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
+                                                group_key, global_ranks, timeout,
+                                                handle.eager_connect);
+          }),
+          py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
+          py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
+          py::arg("global_ranks"), py::arg("timeout"));
 }
 
 }  // namespace

@@ -120,20 +120,20 @@ int Work::sourceRank() const {
   return static_cast<int>(operations_.front()->source_rank);
 }
 
-std::vector<at::Tensor> Work::result() { return call_.results; }
+std::vector<at::Tensor> Work::result() {
+  return call_.results;
+}
 
 bool Work::wait(std::chrono::milliseconds timeout) {
   if (crypto::forked_child()) throw_error(forked_error());
-  const Instant until = timeout == kNoTimeout
-                            ? Instant::never()
-                            : net::now() + Duration::millis(timeout.count());
+  const Instant until =
+      timeout == kNoTimeout ? Instant::never() : net::now() + Duration::millis(timeout.count());
   for (const auto& operation : operations_) {
     if (call_.fabric->driver().wait(operation, until)) continue;
     const std::string waited = std::to_string(timeout.count()) + " ms";
     give_up(Error{ErrorCode::kTimeout,
-                  "wait() of " + operation->describe() + " of process group '" +
-                      call_.group->name + "' Timed out after " + waited +
-                      "; the group cannot be used any more"});
+                  "wait() of " + operation->describe() + " of process group '" + call_.group->name +
+                      "' Timed out after " + waited + "; the group cannot be used any more"});
     break;
   }
   std::unique_lock<std::mutex> lock(mutex_);
@@ -143,8 +143,8 @@ bool Work::wait(std::chrono::milliseconds timeout) {
 }
 
 void Work::abort() {
-  give_up(Error{ErrorCode::kAborted, "abort() was called on a work of process group '" +
-                                         call_.group->name + "'"});
+  give_up(Error{ErrorCode::kAborted,
+                "abort() was called on a work of process group '" + call_.group->name + "'"});
 }
 
 void Work::give_up(const Error& error) {

@@ -25,11 +25,11 @@ class Work final : public c10d::Work {
     std::shared_ptr<net::Fabric> fabric;
     std::shared_ptr<collective::Group> group;  // to be given up when a wait times out
     c10d::OpType type = c10d::OpType::UNKNOWN;
-    std::string title;                         // of the profiler event: "securefabric:all_reduce"
-    std::vector<at::Tensor> profiled;          // whose shapes the profiler shows
-    std::vector<at::Tensor> results;           // the value of the future
-    std::vector<TensorTable> tables;           // one per operation
-    uint64_t sequence = 0;                     // of the group, for getSequencenumber
+    std::string title;                 // of the profiler event: "securefabric:all_reduce"
+    std::vector<at::Tensor> profiled;  // whose shapes the profiler shows
+    std::vector<at::Tensor> results;   // the value of the future
+    std::vector<TensorTable> tables;   // one per operation
+    uint64_t sequence = 0;             // of the group, for getSequencenumber
   };
   // An operation and whether it could be started is told later, by `expect` and `start`.
   Work(int rank, Call call);
@@ -65,10 +65,10 @@ class Work final : public c10d::Work {
   Call call_;
   std::vector<std::shared_ptr<collective::Operation>> operations_;  // written before any is done
   std::atomic<size_t> operations_left_{0};
-  std::optional<base::Error> error_;   // the first failure; guarded by mutex_
+  std::optional<base::Error> error_;  // the first failure; guarded by mutex_
   base::Instant started_at_;
-  base::Instant finished_at_;          // guarded by mutex_
-  bool futures_taken_ = false;         // complete() has read the two below; guarded by mutex_
+  base::Instant finished_at_;   // guarded by mutex_
+  bool futures_taken_ = false;  // complete() has read the two below; guarded by mutex_
   // Made when asked for; guarded by mutex_. Settled without it, since callbacks run then.
   c10::intrusive_ptr<c10::ivalue::Future> future_;
   c10::intrusive_ptr<c10::ivalue::Future> future_result_;

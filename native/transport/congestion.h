@@ -38,7 +38,7 @@ class CongestionWindow {
   // When the window was last nearly full. What was in flight then makes it grow when acked: judging
   // by what is in flight at the ack would forget that as soon as one ack settles a whole burst.
   base::Instant limited_at_ = base::Instant::from_nanos(-1);
-  base::Instant recovery_started_;   // packets sent before this cause no further decrease
+  base::Instant recovery_started_;  // packets sent before this cause no further decrease
 };
 
 }  // namespace securefabric::transport
