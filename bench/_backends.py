@@ -35,6 +35,9 @@ _TORCH_OPS: Final = {
     "bor": dist.ReduceOp.BOR,
     "bxor": dist.ReduceOp.BXOR,
 }
+# 2.13 warns at each call by the old names, which takes time; 2.11 has no others.
+_all_gather: Final = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter: Final = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 # Before MPI starts: messages over TCP. Shared memory would measure no network. Whoever wants it
 # sets OMPI_MCA_btl=self,sm; the table says which it was.
 _MPI_TRANSPORT: Final = "OMPI_MCA_btl"
@@ -78,10 +81,8 @@ class TorchBackend:
         is_root = self.rank == ROOT
         calls: dict[str, Callable[[], object]] = {
             "all_reduce": lambda: dist.all_reduce(target, op=op, group=group),
-            "all_gather": lambda: dist.all_gather_into_tensor(target, source, group=group),
-            "reduce_scatter": lambda: dist.reduce_scatter_tensor(
-                target, source, op=op, group=group
-            ),
+            "all_gather": lambda: _all_gather(target, source, group=group),
+            "reduce_scatter": lambda: _reduce_scatter(target, source, op=op, group=group),
             "broadcast": lambda: dist.broadcast(target, src=ROOT, group=group),
             "reduce": lambda: dist.reduce(target, dst=ROOT, op=op, group=group),
             "all_to_all": lambda: dist.all_to_all_single(target, source, group=group),

@@ -70,6 +70,8 @@ class Backend(_C10dBackend):
         global_ranks: list[int],
         timeout: timedelta,
     ) -> None: ...
+    @property
+    def options(self) -> Options: ...
 
 def select_interfaces(grammar: str) -> list[tuple[str, str, int]]:
     """Return (name, address, mtu) of what SECUREFABRIC_SOCKET_IFNAME=grammar chooses."""

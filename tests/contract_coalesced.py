@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,37 +11,25 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as functional
 
 CASES = Cases()
-MIXED = (
-    (torch.float32, (7,)),
-    (torch.float64, (3, 5)),
-    (torch.int32, (0,)),
-    (torch.float32, (1000,)),
-    (torch.bfloat16, ()),
-)
+SHAPES = ((7,), (3, 5), (0,), (70_001,), ())
 
 
-def _mixed_inputs(world: World) -> list[list[Tensor]]:
-    """Return tensors of several types and shapes; outer index: the rank."""
-    salts = [world.salt() for _ in MIXED]
+def _inputs(world: World, dtype: torch.dtype) -> list[list[Tensor]]:
+    """Return tensors of several shapes; outer index: the rank."""
+    salt = world.salt()
+    sizes = [torch.Size(shape).numel() for shape in SHAPES]
     return [
-        [
-            world.input(max(1, torch.Size(shape).numel()), dtype, salt, rank)[
-                : torch.Size(shape).numel()
-            ].view(shape)
-            for salt, (dtype, shape) in zip(salts, MIXED, strict=True)
-        ]
-        for rank in range(world.size)
+        [part.view(shape) for part, shape in zip(whole.split(sizes), SHAPES, strict=True)]
+        for whole in world.inputs(sum(sizes), dtype, salt)
     ]
 
 
-@CASES.case()
-def all_reduce_coalesced(world: World) -> None:
-    inputs = _mixed_inputs(world)
+@CASES.case(over=(torch.float32, torch.bfloat16, torch.int64))
+def all_reduce_coalesced(world: World, dtype: torch.dtype) -> None:
+    inputs = _inputs(world, dtype)
     for is_async in (False, True):
         tensors = [tensor.clone() for tensor in inputs[world.rank]]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            work = dist.all_reduce_coalesced(tensors, async_op=is_async)
+        work = dist.all_reduce_coalesced(tensors, async_op=is_async)
         if is_async:
             results = work.get_future().wait()
             assert [result.shape for result in results] == [tensor.shape for tensor in tensors]
@@ -51,13 +38,11 @@ def all_reduce_coalesced(world: World) -> None:
             world.record(tensor)
 
 
-@CASES.case()
-def all_gather_coalesced(world: World) -> None:
-    inputs = _mixed_inputs(world)
+@CASES.case(over=(torch.float32, torch.bool))
+def all_gather_coalesced(world: World, dtype: torch.dtype) -> None:
+    inputs = _inputs(world, dtype)
     outputs = [[torch.empty_like(tensor) for tensor in of_rank] for of_rank in inputs]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        dist.all_gather_coalesced(outputs, inputs[world.rank])
+    dist.all_gather_coalesced(outputs, inputs[world.rank])
     for rank in range(world.size):
         for index, tensor in enumerate(inputs[rank]):
             check_equal(outputs[rank][index], tensor, f"tensor {index} of rank {rank}")

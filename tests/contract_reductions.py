@@ -314,7 +314,7 @@ def bad_reductions_are_refused(world: World) -> None:
     with refused("ranks"):
         dist.reduce_scatter(torch.empty(3), [torch.empty(3)] * (world.size + 1))
     with refused("dense"):
-        dist.reduce(torch.eye(3).to_sparse(), dst=0)
+        dist.all_reduce(torch.eye(3).to_sparse())
     with refused():
         dist.reduce(torch.empty(3), dst=world.size)
     tensor = torch.ones(1)

@@ -55,7 +55,8 @@ def ddp(world: World, variant: str) -> None:
         for index, samples in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             with nullcontext() if is_last else model.no_sync():
-                (_loss(model, samples) / len(micro_batches)).backward()
+                share = len(samples) * world.size / SAMPLES
+                (_loss(model, samples) * share).backward()
     for parameter, expected in zip(model.parameters(), _expected_gradients(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, expected)

@@ -166,7 +166,7 @@ class World:
 
 def bytes_of(tensor: Tensor) -> bytes:
     """Return a tensor's elements in logical order, as bytes."""
-    dense = tensor.detach().contiguous().flatten()
+    dense = torch.empty(tensor.numel(), dtype=tensor.dtype).copy_(tensor.detach().flatten())
     return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import time
 import traceback
+import warnings
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -109,6 +110,8 @@ def _serve(
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
     os.environ["SECUREFABRIC_KEY_FILE"] = key_file
+    # torch's new names for old ones; ours must serve both, and 2.11 has only the old ones.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.set_num_threads(1)
     world: World | None = None
     while (command := connection.recv()) is not None:

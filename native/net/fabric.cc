@@ -196,6 +196,8 @@ Result<std::shared_ptr<collective::Group>> Fabric::add_group(const std::string& 
     for (const Rank peer : group->ranks) {
       if (peer != rank_) engine.endpoint().require_peer(peer, now);
     }
+    // The engine looks at what its endpoint has to say, here whom to look for, when it is called.
+    engine.handle_timeout(now);
   });
   if (!status) return status.error();
   return group;

@@ -407,9 +407,10 @@ Works Backend::scatter(std::vector<at::Tensor>& outputs,
                 inputs.size());
     check_ranks(kOp, "the input list", inputs.front().size(), size_);
     check_list(kOp, inputs.front(), output, /*same_size=*/true);
-    for (size_t i = 0; i < inputs.front().size(); ++i) {
-      const at::Tensor& input = inputs.front()[i];
-      part.inputs.push_back(part.table.add_aliasing_input(input, part.outputs.front()));
+    for (int i = 0; i < size_; ++i) {
+      const at::Tensor& input = inputs.front()[static_cast<size_t>(i)];
+      part.inputs.push_back(i == rank_ ? part.table.add_aliasing_input(input, part.outputs.front())
+                                       : part.table.add_disjoint_input(input));
       call.profile(input);
     }
   } else {
@@ -441,8 +442,10 @@ Works Backend::reduce_scatter(std::vector<at::Tensor>& outputs,
   part.reduction = reduction_of(kOp, opts.reduceOp, output);
   part.outputs = {part.table.add_output(output)};
   for (size_t i = 0; i < inputs.front().size(); ++i) {
-    part.inputs.push_back(part.table.add_aliasing_input(inputs.front()[i], part.outputs.front()));
-    call.profile(inputs.front()[i]);
+    const at::Tensor& input = inputs.front()[i];
+    part.inputs.push_back(i == own ? part.table.add_aliasing_input(input, part.outputs.front())
+                                   : part.table.add_disjoint_input(input));
+    call.profile(input);
   }
   call.add(std::move(part));
   call.yield(outputs);

@@ -35,6 +35,7 @@ class Backend final : public c10d::Backend {
 
   const std::string getBackendName() const override { return kName; }
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override { return options_; }
+  c10::intrusive_ptr<Options> own_options() const { return options_; }
   void setTimeout(std::chrono::milliseconds timeout) override { options_->timeout = timeout; }
   bool supportsCoalescing() const override { return false; }
   void startCoalescing() override;

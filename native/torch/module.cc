@@ -262,7 +262,8 @@ void bind_backend(py::module_& module) {
           }),
           py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
           py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
-          py::arg("global_ranks"), py::arg("timeout"));
+          py::arg("global_ranks"), py::arg("timeout"))
+      .def_property_readonly("options", &Backend::own_options);
 }
 
 }  // namespace

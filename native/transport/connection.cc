@@ -260,6 +260,10 @@ void Connection::drop_group(uint64_t group) {
 
 bool Connection::is_drained() const {
   if (!is_usable()) return true;
+  // Whoever has reached this rank is owed a goodbye, which needs a path that is known to work.
+  const bool is_reached = std::any_of(receiving_.begin(), receiving_.end(),
+                                      [](const auto& path) { return path.second->is_confirmed; });
+  if (state_ == ConnectionState::kConfirming && is_reached) return false;
   // An abort in flight may still be lost.
   const bool awaits_acks = std::any_of(sending_.begin(), sending_.end(), [](const auto& path) {
     return path->sent.has_eliciting_in_flight();

@@ -223,7 +223,7 @@ void Connection::handle(const wire::AbortFrame& frame) {
 // sent still counts.
 void Connection::handle_goodbye() {
   state_ = ConnectionState::kClosed;
-  for (const Token token : sends_.granted_and_sent()) {
+  for (const Token token : sends_.sent_as_a_whole()) {
     shared_.events.push_back(SendDelivered{token});
   }
   sends_.clear();

@@ -95,7 +95,7 @@ void SendQueue::drop_group(uint64_t group) {
   std::erase_if(early_grants_, [group](const auto& grant) { return grant.first.group == group; });
 }
 
-std::vector<Token> SendQueue::granted_and_sent() const {
+std::vector<Token> SendQueue::sent_as_a_whole() const {
   std::vector<Token> tokens;
   for (const auto& [token, id] : by_token_) {
     const Message& message = messages_.at(id);

@@ -29,9 +29,9 @@ class SendQueue {
   void withdraw(Token token);
   // Forgets what was never begun of a group that is gone.
   void drop_group(uint64_t group);
-  // The large messages that the peer has asked for and that went out as a whole, in order of their
-  // tokens.
-  std::vector<Token> granted_and_sent() const;
+  // The messages that report delivery and went out as a whole, because the peer had asked for them
+  // or had credit for them; in the order of their tokens.
+  std::vector<Token> sent_as_a_whole() const;
   // Forgets everything and releases all memory.
   void clear();
 

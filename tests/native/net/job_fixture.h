@@ -75,13 +75,15 @@ class UnreliableCalls : public SocketCalls {
   }
 };
 
-// One operation of one rank with its memory; counts the calls of on_done.
+// One operation of one rank; counts the calls of on_done. The memory belongs to the operation, so
+// that a test may leave early.
 struct Call {
-  std::vector<int64_t> values;  // in and out
+  std::shared_ptr<std::vector<int64_t>> memory;  // in and out
   std::shared_ptr<Operation> operation;
   std::atomic<int> callbacks{0};  // of on_done
-  std::function<void()> then;     // run by on_done, after counting
+  std::function<void()> then;     // run by on_done, before counting
 
+  const std::vector<int64_t>& values() const { return *memory; }
   bool is_done() const { return callbacks.load() > 0; }
 };
 
@@ -95,10 +97,10 @@ struct CallOptions {
 };
 
 // Every element is the group rank + 1. As native/torch/call.cc builds it.
-inline std::unique_ptr<Call> make_call(const std::shared_ptr<Group>& group,
+inline std::shared_ptr<Call> make_call(const std::shared_ptr<Group>& group,
                                        const CallOptions& options = {}) {
-  auto call = std::make_unique<Call>();
-  call->values.assign(options.count, group->rank + 1);
+  auto call = std::make_shared<Call>();
+  call->memory = std::make_shared<std::vector<int64_t>>(options.count, group->rank + 1);
   const uint64_t bytes = options.count * sizeof(int64_t);
   collective::CollectiveRequest plan;
   plan.kind = options.kind;
@@ -115,18 +117,22 @@ inline std::unique_ptr<Call> make_call(const std::shared_ptr<Group>& group,
   if (options.kind != OperationKind::kBarrier) {
     plan.inputs = plan.outputs = {collective::Region{0, 0, bytes}};
     request.count = options.count;
-    request.buffers = {base::MutableBytes(reinterpret_cast<uint8_t*>(call->values.data()), bytes)};
+    request.buffers = {base::MutableBytes(reinterpret_cast<uint8_t*>(call->memory->data()), bytes)};
   }
   if (options.kind == OperationKind::kAllReduce) {
     plan.reduce_op = request.reduce_op = collective::ReduceOp::kSum;
   }
   plan.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
   request.schedule = collective::plan(plan);
-  call->operation = std::make_shared<Operation>(std::move(request));
+  call->operation = std::shared_ptr<Operation>(
+      new Operation(std::move(request)),
+      [memory = call->memory](const Operation* operation) { delete operation; });
   call->operation->is_synchronous = options.is_synchronous;
-  call->operation->on_done = [raw = call.get()] {
-    raw->callbacks.fetch_add(1);
-    if (raw->then) raw->then();
+  call->operation->on_done = [weak = std::weak_ptr<Call>(call)] {
+    const auto held = weak.lock();
+    if (!held) return;
+    if (held->then) held->then();
+    held->callbacks.fetch_add(1);
   };
   return call;
 }
@@ -134,7 +140,7 @@ inline std::unique_ptr<Call> make_call(const std::shared_ptr<Group>& group,
 inline void expect_sum(const Call& call) {
   const int64_t size = call.operation->group().size();
   ASSERT_FALSE(call.operation->error) << call.operation->error->message;
-  for (const int64_t value : call.values) ASSERT_EQ(value, size * (size + 1) / 2);
+  for (const int64_t value : call.values()) ASSERT_EQ(value, size * (size + 1) / 2);
 }
 
 inline testing::AssertionResult failed_with(const Operation& operation, base::ErrorCode code,
@@ -249,7 +255,7 @@ class DriverJob {
   }
 
   // Submits a call of the world's group.
-  std::unique_ptr<Call> start(uint32_t rank, const CallOptions& options = {}) {
+  std::shared_ptr<Call> start(uint32_t rank, const CallOptions& options = {}) {
     auto call = make_call(world(rank), options);
     EXPECT_TRUE(driver(rank).submit(call->operation));
     return call;

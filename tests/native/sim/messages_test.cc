@@ -55,7 +55,10 @@ TEST(Messages, arrive_in_order_of_sending__any_size_any_time) {
     options.link = stormy_link();
     Fleet fleet(options);
     Mail mail(fleet);
-    const size_t sizes[] = {0, 1, 100, 16 * 1024, 16 * 1024 + 1, 300'000, 7, 0, 50'000, 3};
+    const size_t copied = transport::kCopiedMessageBytesMax;
+    const size_t eager = transport::kEagerMessageBytesMax;
+    const size_t sizes[] = {0,     1,         100,     copied, copied + 1, eager,
+                            3'000, eager + 1, 300'000, 7,      0,          50'000};
     Operations sends;
     Operations receives;
     const bool receive_first = seed % 2 == 0;
@@ -210,8 +213,8 @@ TEST(Messages, thousands_that_nobody_receives__collectives_go_on) {
     if (seed > 1) options.link = stormy_link();
     Fleet fleet(options);
     Mail mail(fleet);
-    constexpr uint32_t kMessages = 3'000;
-    constexpr size_t kSize = 2'000;  // six times the credit
+    constexpr size_t kSize = 4'000;
+    constexpr uint32_t kMessages = 2 * transport::kEagerWindow / kSize;
     for (uint32_t i = 0; i < kMessages; ++i) mail.send(0, 1, 77, random_bytes(kSize, i));
     fleet.expect_works(all_reduce_of(10), Duration::seconds(5));
     fleet.expect_works(all_reduce_of(100'000), Duration::seconds(5));
@@ -234,14 +237,15 @@ TEST(Messages, both_ends_exhaust_the_credit_at_once) {
   options.link = stormy_link();
   Fleet fleet(options);
   Mail mail(fleet);
-  constexpr size_t kSize = 16 * 1024;
+  constexpr size_t kSize = transport::kCopiedMessageBytesMax;
+  constexpr uint32_t kMessages = transport::kEagerWindow / kSize + 50;
   Operations receives;
-  for (uint32_t i = 0; i < 200; ++i) {
+  for (uint32_t i = 0; i < kMessages; ++i) {
     for (const uint32_t rank : {0u, 1u})
       mail.send(rank, 1 - rank, 1, random_bytes(kSize, i + rank));
   }
   for (int i = 0; i < 30; ++i) fleet.expect_works(all_reduce_of(3'000), Duration::seconds(5));
-  for (uint32_t i = 0; i < 200; ++i) {
+  for (uint32_t i = 0; i < kMessages; ++i) {
     for (const uint32_t rank : {0u, 1u}) receives.push_back(mail.receive(rank, 1 - rank, 1, kSize));
   }
   ASSERT_TRUE(fleet.run_until_done(receives, Duration::seconds(10)));

@@ -1,0 +1,424 @@
+#include "net/fabric.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <map>
+#include <stdexcept>
+
+#include "net/job_fixture.h"
+
+namespace securefabric::net {
+namespace {
+
+using base::Duration;
+using base::Error;
+using base::ErrorCode;
+using base::Instant;
+using base::Rank;
+using base::Result;
+
+crypto::JobKey make_job_key() {
+  auto random = random_bytes(crypto::JobKey::kKeyBytes, 11);
+  auto text = crypto::JobKey::format(crypto::Suite::kAes256Gcm, random);
+  return crypto::JobKey::parse(text.bytes()).value();
+}
+
+// Where the ranks of a test publish their entries, in place of the store and its verification.
+class TestBoard {
+ public:
+  using Entry = std::optional<transport::PeerDescription>;
+
+  void publish(Fabric& fabric) {
+    transport::PeerDescription peer;
+    peer.rank = fabric.rank();
+    peer.boot_id = fabric.boot_id();
+    peer.public_key.assign(fabric.public_key().begin(), fabric.public_key().end());
+    peer.spi_base = fabric.spi_base();
+    peer.addresses = fabric.addresses();
+    peer.datagram_bytes_max = fabric.datagram_bytes_max();
+    peer.entry = {static_cast<uint8_t>(fabric.rank().value)};
+    EXPECT_TRUE(fabric.set_entry(peer.entry));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_[fabric.rank()] = peer;
+  }
+  Result<Entry> look_up(const std::string& group_key, Rank rank) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++look_ups_[group_key];
+    const auto at = entries_.find(rank);
+    return at == entries_.end() ? Entry() : Entry(at->second);
+  }
+  int look_ups(const std::string& group_key) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return look_ups_[group_key];
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<Rank, transport::PeerDescription> entries_;  // guarded by mutex_
+  std::map<std::string, int> look_ups_;                 // by group key; guarded by mutex_
+};
+
+FabricConfig config_of(uint32_t rank, uint32_t size) {
+  FabricConfig config;
+  config.rank = Rank{rank};
+  config.world_size = size;
+  config.local_world_size = size;
+  config.addresses = {"127.0.0.1"};
+  return config;
+}
+
+class FabricJob {
+ public:
+  explicit FabricJob(uint32_t size) : size_(size) {}
+
+  // A rank that can find the others, but that they cannot find.
+  void make(uint32_t rank, Fabric::Resolve resolve = {}) {
+    if (!resolve) {
+      resolve = [this](const std::string& key, Rank peer) { return board.look_up(key, peer); };
+    }
+    fabrics_[rank] = Fabric::make(config_of(rank, size_), make_job_key(), resolve).value();
+  }
+  void join(uint32_t rank, bool eager_connect = false) {
+    groups_[rank] = add_group(rank, "world", eager_connect);
+  }
+  // All ranks, published and in the world's group.
+  void make_all(bool eager_connect = false) {
+    for (uint32_t rank = 0; rank < size_; ++rank) {
+      make(rank);
+      board.publish(*fabrics_[rank]);
+    }
+    for (uint32_t rank = 0; rank < size_; ++rank) join(rank, eager_connect);
+  }
+  std::shared_ptr<Group> add_group(uint32_t rank, const std::string& key,
+                                   bool eager_connect = false) {
+    std::vector<Rank> ranks;
+    for (uint32_t i = 0; i < size_; ++i) ranks.push_back(Rank{i});
+    return fabrics_[rank]->add_group(key, key, rank, ranks, eager_connect).value();
+  }
+
+  std::shared_ptr<Fabric>& fabric(uint32_t rank) { return fabrics_[rank]; }
+  const std::shared_ptr<Group>& group(uint32_t rank) { return groups_[rank]; }
+  std::shared_ptr<Call> start(uint32_t rank, const CallOptions& options = {}) {
+    auto call = make_call(groups_[rank], options);
+    EXPECT_TRUE(fabrics_[rank]->driver().submit(call->operation));
+    return call;
+  }
+  bool wait(uint32_t rank, const Call& call, Duration limit = kPatience) {
+    return fabrics_[rank]->driver().wait(call.operation, now() + limit);
+  }
+  void expect_works(size_t count = 1) {
+    std::vector<std::shared_ptr<Call>> calls;
+    for (uint32_t rank = 0; rank < size_; ++rank) calls.push_back(start(rank, {.count = count}));
+    for (uint32_t rank = 0; rank < size_; ++rank) {
+      EXPECT_TRUE(wait(rank, *calls[rank]));
+      expect_sum(*calls[rank]);
+    }
+  }
+
+  TestBoard board;
+
+ private:
+  uint32_t size_;                                        // ranks
+  std::map<uint32_t, std::shared_ptr<Group>> groups_;    // the world's group, by rank
+  std::map<uint32_t, std::shared_ptr<Fabric>> fabrics_;  // by rank
+};
+
+// --- make
+// -----------------------------------------------------------------------------------------
+
+TEST(Fabric, make__knows_what_its_entry_says) {
+  FabricJob job(1);
+  job.make(0);
+  const Fabric& fabric = *job.fabric(0);
+  EXPECT_EQ(fabric.addresses().size(), 2u);
+  EXPECT_TRUE(fabric.addresses().front().is_loopback());
+  EXPECT_NE(fabric.public_key(), (std::array<uint8_t, 32>{}));
+  EXPECT_NE(fabric.boot_id(), base::BootId{});
+  EXPECT_EQ(fabric.datagram_bytes_max() % transport::kFragmentAlignment, 0u);
+  EXPECT_GE(fabric.datagram_bytes_max(), transport::kDatagramBytesMin);
+}
+
+TEST(Fabric, make__refuses_addresses_that_cannot_be_bound) {
+  FabricConfig config = config_of(0, 1);
+  config.addresses = {"192.0.2.1"};  // TEST-NET-1
+  const auto foreign = Fabric::make(config, make_job_key(), {});
+  ASSERT_FALSE(foreign);
+  EXPECT_EQ(foreign.error().code, ErrorCode::kConfig);
+  EXPECT_NE(foreign.error().message.find("192.0.2.1"), std::string::npos);
+  config.addresses = {"nowhere"};
+  EXPECT_FALSE(Fabric::make(config, make_job_key(), {}));
+  config.addresses = {};
+  config.interfaces = "=no_such_interface";
+  EXPECT_FALSE(Fabric::make(config, make_job_key(), {}));
+}
+
+TEST(Fabric, make__refuses_too_many_sockets) {
+  FabricConfig config = config_of(0, 1);
+  config.sockets_per_interface = transport::kSocketsMax + 1;
+  const auto fabric = Fabric::make(config, make_job_key(), {});
+  ASSERT_FALSE(fabric);
+  EXPECT_NE(fabric.error().message.find("SECUREFABRIC_SOCKETS_PER_INTERFACE"), std::string::npos);
+}
+
+// --- Finding peers
+// --------------------------------------------------------------------------------
+
+TEST(Fabric, resolve__finds_the_peers_that_operations_need) {
+  FabricJob job(3);
+  job.make_all();
+  EXPECT_EQ(job.board.look_ups("world"), 0) << "links are lazy";
+  job.expect_works();
+  job.expect_works(50'000);
+}
+
+TEST(Fabric, resolve__at_once_with_eager_connect) {
+  FabricJob job(3);
+  job.make_all(/*eager_connect=*/true);
+  for (uint32_t rank = 0; rank < 3; ++rank) {
+    EXPECT_TRUE(eventually([&] { return job.fabric(rank)->stats().paths_active > 0; }));
+  }
+  job.expect_works();
+}
+
+// Rank 0 has no reason of its own to look for rank 1, which sends it something.
+TEST(Fabric, resolve__a_peer_that_turns_up_by_itself) {
+  FabricJob job(2);
+  job.make_all();
+  const auto send = job.start(1, {.kind = OperationKind::kSend, .count = 5, .peer = 0});
+  EXPECT_TRUE(job.wait(1, *send));
+  job.fabric(1)->driver().drain(kPatience);
+  EXPECT_EQ(job.fabric(0)->stats().peers, 1u);
+  const auto receive = job.start(0, {.kind = OperationKind::kReceive, .count = 5, .peer = 1});
+  EXPECT_TRUE(job.wait(0, *receive));
+  EXPECT_EQ(receive->values(), std::vector<int64_t>(5, 2));
+}
+
+// ... and it turns up before the group that both are in.
+TEST(Fabric, resolve__a_peer_whose_group_comes_later) {
+  FabricJob job(2);
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    job.make(rank);
+    job.board.publish(*job.fabric(rank));
+  }
+  job.join(1);
+  const auto second = job.start(1);
+  EXPECT_TRUE(eventually([&] { return job.fabric(0)->stats().drops.unknown_spi > 0; }));
+  job.join(0);
+  const auto first = job.start(0);
+  EXPECT_TRUE(job.wait(0, *first));
+  EXPECT_TRUE(job.wait(1, *second));
+}
+
+TEST(Fabric, resolve__asks_less_and_less_often_for_a_rank_that_is_late) {
+  FabricJob job(2);
+  job.make(0);
+  job.board.publish(*job.fabric(0));
+  job.join(0);
+  const auto first = job.start(0);
+  EXPECT_FALSE(job.wait(0, *first, Duration::millis(400)));
+  // At 0, 20, 60, 140 and 300 ms.
+  EXPECT_GE(job.board.look_ups("world"), 2);
+  EXPECT_LE(job.board.look_ups("world"), 7);
+  job.make(1);
+  job.board.publish(*job.fabric(1));
+  job.join(1);
+  const auto second = job.start(1);
+  EXPECT_TRUE(job.wait(0, *first));
+  EXPECT_TRUE(job.wait(1, *second));
+  expect_sum(*first);
+}
+
+TEST(Fabric, resolve__an_entry_that_cannot_be_accepted_fails_the_operation) {
+  FabricJob job(2);
+  job.make(0, [](const std::string&, Rank) -> Result<TestBoard::Entry> {
+    return Error{ErrorCode::kAuth, "the entry is not signed"};
+  });
+  job.board.publish(*job.fabric(0));
+  job.join(0);
+  const auto call = job.start(0);
+  EXPECT_TRUE(job.wait(0, *call));
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAuth, "the entry is not signed"));
+}
+
+TEST(Fabric, resolve__that_throws_fails_the_operation) {
+  FabricJob job(2);
+  job.make(0, [](const std::string&, Rank) -> Result<TestBoard::Entry> {
+    throw std::runtime_error("the store is gone");
+  });
+  job.board.publish(*job.fabric(0));
+  job.join(0);
+  const auto call = job.start(0);
+  EXPECT_TRUE(job.wait(0, *call));
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kSystem, "rank 1"));
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kSystem, "the store is gone"));
+}
+
+// --- Groups
+// ---------------------------------------------------------------------------------------
+
+TEST(Fabric, remove_group__fails_what_runs_and_forgets_its_key) {
+  FabricJob job(2);
+  job.make(0);
+  job.board.publish(*job.fabric(0));
+  job.join(0);
+  const auto other = job.add_group(0, "other");
+  const auto call = make_call(other);
+  EXPECT_TRUE(job.fabric(0)->driver().submit(call->operation));
+  EXPECT_TRUE(eventually([&] { return job.board.look_ups("other") > 0; }));
+  job.fabric(0)->remove_group(other, std::nullopt);
+  EXPECT_TRUE(eventually([&] { return call->is_done(); }));
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "process group 'other'"));
+  // One look-up may be under way; after it only the world's group is left to ask.
+  const auto world_look_ups = [&] { return job.board.look_ups("world"); };
+  const int before = world_look_ups();
+  EXPECT_TRUE(eventually([&] { return world_look_ups() > before; }));
+  const int others = job.board.look_ups("other");
+  const int between = world_look_ups();
+  EXPECT_TRUE(eventually([&] { return world_look_ups() > between; }));
+  EXPECT_EQ(job.board.look_ups("other"), others);
+}
+
+TEST(Fabric, remove_group__tells_the_members_a_reason) {
+  FabricJob job(2);
+  job.make_all();
+  job.expect_works();
+  const auto call = job.start(0);
+  job.fabric(1)->remove_group(job.group(1), Error{ErrorCode::kAborted, "given up"});
+  EXPECT_TRUE(job.wait(0, *call));
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "given up"));
+}
+
+// --- Statistics and the end
+// -----------------------------------------------------------------------
+
+TEST(Fabric, stats__stay_readable_after_shutdown) {
+  FabricJob job(2);
+  job.make_all();
+  job.expect_works(10'000);
+  const FabricStats before = job.fabric(0)->stats();
+  EXPECT_EQ(before.peers, 1u);
+  EXPECT_GT(before.paths_active, 0u);
+  EXPECT_GT(before.paths_used, 0u);
+  EXPECT_GT(before.traffic.message_bytes_sent, 10'000u);
+  job.fabric(0)->shutdown();
+  const FabricStats after = job.fabric(0)->stats();
+  EXPECT_EQ(after.peers, 1u);
+  EXPECT_GE(after.traffic.packets_sealed, before.traffic.packets_sealed);
+  EXPECT_EQ(after.traffic.message_bytes_sent, before.traffic.message_bytes_sent);
+  EXPECT_EQ(job.fabric(0)->stats().traffic.packets_sealed, after.traffic.packets_sealed);
+}
+
+TEST(Fabric, shutdown__by_several_threads_and_again) {
+  FabricJob job(2);
+  job.make_all();
+  job.expect_works();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back([&] { job.fabric(0)->shutdown(); });
+  for (std::thread& thread : threads) thread.join();
+  job.fabric(0)->shutdown();
+  const auto call = make_call(job.group(0));
+  EXPECT_FALSE(job.fabric(0)->driver().submit(call->operation));
+  const auto group = job.fabric(0)->add_group("late", "late", 0, {Rank{0}, Rank{1}}, true);
+  ASSERT_FALSE(group);
+  EXPECT_EQ(group.error().code, ErrorCode::kAborted);
+  job.fabric(0)->remove_group(job.group(0), std::nullopt);
+}
+
+TEST(Fabric, shutdown__waits_for_the_look_up_that_is_under_way_and_for_no_other) {
+  FabricJob job(3);
+  std::mutex mutex;
+  std::condition_variable wake;
+  int look_ups = 0;         // guarded by mutex
+  bool may_return = false;  // guarded by mutex
+  job.make(0, [&](const std::string&, Rank) -> Result<TestBoard::Entry> {
+    std::unique_lock<std::mutex> lock(mutex);
+    ++look_ups;
+    wake.notify_all();
+    wake.wait(lock, [&] { return may_return; });
+    return TestBoard::Entry();
+  });
+  job.board.publish(*job.fabric(0));
+  job.join(0);
+  const auto call = job.start(0, {.kind = OperationKind::kReceive, .peer = 1});
+  {
+    std::unique_lock<std::mutex> lock(mutex);
+    wake.wait(lock, [&] { return look_ups > 0; });
+  }
+  std::thread stopping([&] { job.fabric(0)->shutdown(); });
+  EXPECT_TRUE(eventually([&] { return call->is_done(); })) << "operations end before that";
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "was shut down"));
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    may_return = true;
+    wake.notify_all();
+  }
+  stopping.join();
+  EXPECT_EQ(look_ups, 1);
+}
+
+TEST(Fabric, shutdown__called_by_a_callback_while_another_thread_shuts_down) {
+  for (int round = 0; round < 10; ++round) {
+    FabricJob job(1);
+    job.make_all();
+    auto call = make_call(job.group(0));
+    call->then = [&] { job.fabric(0)->shutdown(); };
+    EXPECT_TRUE(job.fabric(0)->driver().submit(call->operation));
+    job.fabric(0)->shutdown();
+    EXPECT_TRUE(eventually([&] { return call->is_done(); }));
+  }
+}
+
+TEST(Fabric, destroy__with_pending_operations_that_outlive_it) {
+  FabricJob job(2);
+  job.make_all();
+  job.expect_works();
+  const auto call = job.start(0);
+  job.fabric(0).reset();
+  EXPECT_EQ(call->callbacks, 1);
+  EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "was shut down"));
+  const auto other = job.start(1);
+  EXPECT_TRUE(job.wait(1, *other));
+  EXPECT_TRUE(failed_with(*other->operation, ErrorCode::kPeerLost, "rank 0"));
+}
+
+TEST(Fabric, destroy__by_the_callback_that_holds_the_last_reference) {
+  for (int round = 0; round < 10; ++round) {
+    FabricJob job(1);
+    job.make_all();
+    auto call = make_call(job.group(0));
+    auto fabric = std::move(job.fabric(0));
+    std::weak_ptr<Fabric> watched = fabric;
+    call->operation->on_done = [held = fabric, raw = call.get()] { ++raw->callbacks; };
+    EXPECT_TRUE(fabric->driver().submit(call->operation));
+    fabric.reset();
+    EXPECT_TRUE(eventually([&] { return call->is_done() && watched.expired(); }));
+  }
+}
+
+TEST(Fabric, fork__the_child_refuses_and_leaves_everything_as_it_is) {
+  FabricJob job(2);
+  job.make_all();
+  job.expect_works();
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(20);
+    Fabric& fabric = *job.fabric(0);
+    const auto group = fabric.add_group("child", "child", 0, {Rank{0}, Rank{1}}, true);
+    const bool is_right = !group && group.error().code == ErrorCode::kForked &&
+                          !fabric.set_entry({}) && fabric.stats().peers == 0;
+    fabric.remove_group(job.group(0), std::nullopt);
+    fabric.shutdown();
+    job.fabric(0).reset();  // as the interpreter's exit does
+    ::_exit(is_right ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  job.expect_works();
+}
+
+}  // namespace
+}  // namespace securefabric::net
