@@ -26,27 +26,46 @@ MODULES = (
 CASE_TIMEOUT_S = 120.0
 
 
+class Pools:
+    """One pool at a time: the cases of a world size follow each other."""
+
+    def __init__(self, key_file: str) -> None:
+        self._key_file = key_file
+        self._size = 0
+        self._pool: RankPool | None = None
+
+    def of_size(self, world_size: int) -> RankPool:
+        """Return the pool of so many ranks, ending any other."""
+        if self._pool is None or self._size != world_size:
+            self.close()
+            self._pool, self._size = RankPool(world_size, self._key_file), world_size
+        return self._pool
+
+    def close(self) -> None:
+        """End the ranks."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
 @pytest.fixture(scope="module")
-def pool(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RankPool]:
+def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     path = str(tmp_path_factory.mktemp("contract") / "job.key")
     write_key_file(path)
-    pool = RankPool(request.param, path)
-    yield pool
-    pool.close()
+    pools = Pools(path)
+    yield pools
+    pools.close()
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    rows = []
-    for world_size in WORLD_SIZES:  # the outer loop: one pool lives at a time
+def every_case() -> Iterator[Any]:
+    for world_size in WORLD_SIZES:
         for module in MODULES:
             cases = importlib.import_module(module).CASES
             for name in cases:
                 if cases.ranks_min[name] <= world_size:
-                    rows.append(pytest.param(world_size, module, name, id=f"{world_size}-{name}"))
-    metafunc.parametrize(("pool", "module", "case"), rows, indirect=["pool"], scope="module")
+                    yield pytest.param(world_size, module, name, id=f"{world_size}-{name}")
 
 
-def test_contract(pool: RankPool, module: str, case: str) -> None:
-    pool.run(module, case, CASE_TIMEOUT_S)
+@pytest.mark.parametrize(("world_size", "module", "case"), every_case())
+def test_contract(pools: Pools, world_size: int, module: str, case: str) -> None:
+    pools.of_size(world_size).run(module, case, CASE_TIMEOUT_S)

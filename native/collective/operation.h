@@ -26,16 +26,16 @@ inline constexpr uint32_t kAnySource = UINT32_MAX;
 
 // What the caller fills in. Engine thread from start() on; before that, whoever builds it.
 struct OperationRequest {
-  std::shared_ptr<Group> group;              // where it runs
+  std::shared_ptr<Group> group;  // where it runs
   OperationKind kind = OperationKind::kBarrier;
   DataType data_type = DataType::kByte;
   ReduceOp reduce_op = ReduceOp::kNone;
-  uint32_t root = 0;                         // group rank, 0 where there is none
-  uint64_t count = 0;                        // elements of the whole operation, as all ranks see it
-  uint32_t tag = 0;                          // send and receive only
-  double premul_factor = 1.0;                // kPremulSum only
-  Schedule schedule;                         // this rank's steps; `peer` is a group rank
-  std::vector<base::MutableBytes> buffers;   // by Region::buffer, without scratch
+  uint32_t root = 0;                        // group rank, 0 where there is none
+  uint64_t count = 0;                       // elements of the whole operation, as all ranks see it
+  uint32_t tag = 0;                         // send and receive only
+  double premul_factor = 1.0;               // kPremulSum only
+  Schedule schedule;                        // this rank's steps; `peer` is a group rank
+  std::vector<base::MutableBytes> buffers;  // by Region::buffer, without scratch
   base::Instant deadline = base::Instant::never();  // when it fails with kTimeout
 };
 
@@ -70,26 +70,26 @@ class Operation {
   };
 
   struct StepState {
-    uint32_t waits_for = 0;        // dependencies that are not complete
+    uint32_t waits_for = 0;  // dependencies that are not complete
     bool is_started = false;
     bool is_done = false;
-    transport::Token token = 0;    // of its send or receive, once posted
-    StepSink sink;                 // receives only
+    transport::Token token = 0;  // of its send or receive, once posted
+    StepSink sink;               // receives only
   };
 
-  uint64_t id = 0;                           // in the order of starting
-  std::vector<StepState> states;             // parallel to the schedule's steps
-  std::vector<uint32_t> dependent_begin;     // CSR index into `dependents`, one more than steps
-  std::vector<uint32_t> dependents;          // steps that wait for a step, grouped by it
-  size_t steps_left = 0;                     // not done
-  uint64_t sequence = 0;                     // in its group; point-to-point: of its peer and tag
-  uint32_t source_rank = kAnySource;         // group rank a receive was matched with
-  base::Instant started_at;                  // when the engine took it
-  base::Instant inquiry_at;                  // when to ask the silent peers what they are doing
-  base::Duration inquiry_interval;           // doubles
-  std::set<uint32_t> not_started;            // group ranks that said they have not reached it
-  bool is_done = false;                      // it is in the completed queue
-  std::optional<base::Error> error;          // why it failed, once done
+  uint64_t id = 0;                        // in the order of starting
+  std::vector<StepState> states;          // parallel to the schedule's steps
+  std::vector<uint32_t> dependent_begin;  // CSR index into `dependents`, one more than steps
+  std::vector<uint32_t> dependents;       // steps that wait for a step, grouped by it
+  size_t steps_left = 0;                  // not done
+  uint64_t sequence = 0;                  // in its group; point-to-point: of its peer and tag
+  uint32_t source_rank = kAnySource;      // group rank a receive was matched with
+  base::Instant started_at;               // when the engine took it
+  base::Instant inquiry_at;               // when to ask the silent peers what they are doing
+  base::Duration inquiry_interval;        // doubles
+  std::set<uint32_t> not_started;         // group ranks that said they have not reached it
+  bool is_done = false;                   // it is in the completed queue
+  std::optional<base::Error> error;       // why it failed, once done
 
   // --- Owned by the driver ---
 
@@ -109,10 +109,10 @@ class Operation {
 
   OperationRequest request_;
   wire::Signature signature_;
-  std::vector<uint8_t> scratch_;   // the buffer with index schedule.scratch_buffer
-  ReduceFn reduce_ = nullptr;      // null for movement operations
-  ScaleFn prepare_ = nullptr;      // null unless PREMUL_SUM
-  ScaleFn finish_ = nullptr;       // null unless AVG
+  std::vector<uint8_t> scratch_;  // the buffer with index schedule.scratch_buffer
+  ReduceFn reduce_ = nullptr;     // null for movement operations
+  ScaleFn prepare_ = nullptr;     // null unless PREMUL_SUM
+  ScaleFn finish_ = nullptr;      // null unless AVG
 };
 
 // The same, from a signature that came from a peer.

@@ -285,7 +285,7 @@ TEST(Fabric, remove_group__tells_the_members_a_reason) {
   FabricJob job(2);
   job.make_all();
   job.expect_works();
-  const auto call = job.start(0);
+  const auto call = job.start(0, {.kind = OperationKind::kReceive, .peer = 1});
   job.fabric(1)->remove_group(job.group(1), Error{ErrorCode::kAborted, "given up"});
   EXPECT_TRUE(job.wait(0, *call));
   EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "given up"));
@@ -375,7 +375,7 @@ TEST(Fabric, destroy__with_pending_operations_that_outlive_it) {
   FabricJob job(2);
   job.make_all();
   job.expect_works();
-  const auto call = job.start(0);
+  const auto call = job.start(0, {.kind = OperationKind::kReceive, .peer = 1});
   job.fabric(0).reset();
   EXPECT_EQ(call->callbacks, 1);
   EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "was shut down"));

@@ -608,6 +608,29 @@ TEST(Connection, goodbye_repeats_the_acks_that_were_lost) {
   EXPECT_EQ(pair.events_of<PeerLeft>(0).size(), 1u);
 }
 
+TEST(Connection, whole_messages_of_a_peer_that_left_can_still_be_received) {
+  EndpointPair pair;
+  ASSERT_TRUE(pair.join());
+  Transfers transfers(pair);
+  transfers.send(collective_key(1), 1000);
+  transfers.send(point_to_point_key(2), kLarge);  // announced, never granted
+  pair.run_for(Duration::millis(5));
+  const auto held = pair.node(1).matcher.held;
+  ASSERT_EQ(held.size(), 2u);
+  pair.endpoint(0).post_goodbye();
+  pair.run_for(Duration::millis(5));
+  ASSERT_TRUE(pair.endpoint(1).has_left(EndpointPair::rank(0)));
+  for (const auto& one : held) {
+    const bool is_whole = one.key == collective_key(1);
+    EXPECT_EQ(pair.endpoint(1).has_message(EndpointPair::rank(0), one.message_id), is_whole);
+  }
+  transfers.receive(collective_key(1), 1000);
+  transfers.receive(point_to_point_key(2), kLarge);  // in vain, and harmless
+  pair.run_for(Duration::millis(5));
+  EXPECT_EQ(pair.events_of<ReceiveCompleted>(1).size(), 1u);
+  EXPECT_FALSE(pair.endpoint(0).has_left(EndpointPair::rank(1)));
+}
+
 TEST(Connection, abort_and_status_reach_the_peer) {
   EndpointPair pair;
   ASSERT_TRUE(pair.join());

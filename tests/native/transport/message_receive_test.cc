@@ -279,6 +279,22 @@ TEST_F(InboundMessagesTest, drop_group__frees_what_was_held) {
   EXPECT_EQ(messages_.size(), 1u) << "what still comes for it is dropped";
 }
 
+TEST_F(InboundMessagesTest, keep_complete__drops_what_will_never_be_whole) {
+  const ByteVector whole = pattern(1000);
+  ASSERT_TRUE(arrive(fragment(0, collective_key(0), whole, 0, 1000)).ok());
+  ASSERT_TRUE(arrive(fragment(1, collective_key(1), whole, 0, 496)).ok());
+  ASSERT_TRUE(arrive(request(2, point_to_point_key(2), 10 * kLarge)).ok());
+  ASSERT_TRUE(arrive(fragment(3, collective_key(3), {}, 0, 0)).ok());
+  messages_.keep_complete();
+  EXPECT_TRUE(messages_.has(0));
+  EXPECT_FALSE(messages_.has(1));
+  EXPECT_FALSE(messages_.has(2));
+  EXPECT_TRUE(messages_.has(3));
+  attach(0, receive(5, 1000));
+  EXPECT_EQ(completed(), (Tokens{5}));
+  EXPECT_EQ(sinks_[5]->bytes(), whole);
+}
+
 TEST_F(InboundMessagesTest, on_data__overdrawn_credit_is_a_violation) {
   const ByteVector whole = pattern(kEagerMessageBytesMax);
   const size_t fitting = kEagerWindow / eager_charge(whole.size());
