@@ -26,10 +26,6 @@ LONG_FUNCTIONS = {
 }
 # file: (lines, reason)
 LONG_FILES = {
-    "tests/native/transport/connection_test.cc": (
-        773,
-        "the cases of one class, whose source is three files",
-    ),
     "tests/native/net/driver_test.cc": (711, "the cases of one class and its threads"),
 }
 
@@ -109,8 +105,6 @@ TESTED_ELSEWHERE = {
     "torch/module.cc": "tests/test_stubs.py, tests/test_fabric.py",
     "torch/tensors.cc": "as backend.cc",
     "torch/work.cc": "as backend.cc",
-    "transport/connection_receive.cc": "connection_test.cc: one class in three files",
-    "transport/connection_send.cc": "connection_test.cc",
 }
 
 DOCUMENTS = [

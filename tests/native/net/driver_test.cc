@@ -448,7 +448,8 @@ TEST(Driver, stress__mixed_operations_of_several_threads) {
   for (std::thread& thread : threads) thread.join();
   is_over = true;
   tasks.join();
-  EXPECT_LE(slow_calls, 2) << "of " << 2 * kLanes * kRounds;
+  // A machine that stands still for a moment delays one call of each thread.
+  EXPECT_LE(slow_calls, 12) << "of " << 2 * kLanes * kRounds;
 }
 
 // --- Sockets that fail

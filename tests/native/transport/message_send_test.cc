@@ -328,16 +328,6 @@ TEST_F(SendQueueTest, drop_group__leaves_other_groups_and_their_early_grants) {
   for (const DataFrame& frame : drain()) EXPECT_EQ(frame.key.group, 8u);
 }
 
-TEST_F(SendQueueTest, granted_and_sent__only_what_went_out_as_a_whole) {
-  for (const Token token : {3, 1, 2, 4}) post(collective_key(token), keep(kLarge), token);
-  ASSERT_TRUE(grant(collective_key(3), kLarge).ok());
-  ASSERT_TRUE(grant(collective_key(1), kLarge).ok());
-  drain();
-  ASSERT_TRUE(grant(collective_key(2), kLarge).ok());
-  queue_.next(kRoom);  // begun
-  EXPECT_EQ(queue_.granted_and_sent(), (std::vector<Token>{1, 3}));
-}
-
 TEST_F(SendQueueTest, clear__forgets_everything) {
   post(collective_key(1), pattern(10));
   post(point_to_point_key(2), keep(kLarge), 1);
