@@ -31,7 +31,7 @@ def all_reduce_coalesced(world: World, dtype: torch.dtype) -> None:
         tensors = [tensor.clone() for tensor in inputs[world.rank]]
         work = dist.all_reduce_coalesced(tensors, async_op=is_async)
         if is_async:
-            results = work.get_future().wait()
+            results = work.wait()  # a future, here
             assert [result.shape for result in results] == [tensor.shape for tensor in tensors]
         for index, tensor in enumerate(tensors):
             world.check_reduced(tensor, [of_rank[index] for of_rank in inputs], "SUM")

@@ -327,8 +327,9 @@ void Driver::sleep_in_wait(Instant until) {
   if (!has_tasks_.load() && !is_ending_.load()) {
     const std::optional<uint8_t> blocked = port_.blocked_socket();
     const auto watch_writable = [&](bool is_wanted) {
-      if (blocked)
-        (void)waiter_poller_.watch_writable(port_.sockets()[*blocked].fd(), *blocked, is_wanted);
+      if (!blocked) return;
+      const int fd = port_.sockets()[*blocked].fd();
+      (void)waiter_poller_.watch_writable(fd, *blocked, is_wanted);
     };
     watch_writable(true);
     const Instant deadline = base::earlier(until, engine_.poll_timeout());

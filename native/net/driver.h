@@ -66,6 +66,7 @@ struct DriverOptions {
 
 class Driver {
  public:
+  // Runs with the engine held: must not call the driver.
   using EngineTask = std::function<void(collective::Engine&, base::Instant)>;
   // Called on whichever thread drives, with the engine held: must return at once and not call back.
   using WantedHandler = std::function<void(base::Rank)>;
@@ -162,7 +163,7 @@ class Driver {
   collective::Engine engine_;  // guarded by engine_mutex_
   SocketPort port_;            // guarded by engine_mutex_
   Poller waiter_poller_;       // of the thread in wait(); guarded by engine_mutex_ but for wake()
-  Poller progress_poller_;     // of the progress thread but for wake()
+  Poller progress_poller_;     // of the progress thread but for wake() and on_socket_error()
 
   std::mutex engine_mutex_;  // held by whoever drives
   // What made a socket useless; from then on everything fails with it. Guarded by engine_mutex_.

@@ -325,21 +325,19 @@ FabricStats Fabric::stats() {
 void Fabric::shutdown() {
   // Without a driver, it was never made completely.
   if (crypto::forked_child() || !driver_) return;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    is_stopping_ = true;
-    wake_.notify_one();
-  }
   // The counters stay readable when the engine is gone.
   const FabricStats last = stats();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!final_stats_) final_stats_ = last;
   }
+  // Draining may still need peers to be found.
   driver_->shutdown(kDrainLimit);
   std::unique_ptr<std::thread> thread;  // to join: only one caller gets it
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    is_stopping_ = true;
+    wake_.notify_one();
     thread = std::move(resolver_thread_);
   }
   if (thread) thread->join();

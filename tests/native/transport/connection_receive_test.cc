@@ -208,7 +208,8 @@ TEST_F(RogueTest, data_on_a_path_that_was_not_confirmed) {
 
 TEST_F(RogueTest, overdrawn_credit) {
   const ByteVector bytes = pattern(8000);
-  for (uint64_t id = 0; id < 200 && failure().empty(); ++id) rogue_.say_data(data(id, bytes));
+  const uint64_t enough = 2 * kEagerWindow / bytes.size();
+  for (uint64_t id = 0; id < enough && failure().empty(); ++id) rogue_.say_data(data(id, bytes));
   EXPECT_NE(failure().find("credit"), std::string::npos) << failure();
 }
 

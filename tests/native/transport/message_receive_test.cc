@@ -10,7 +10,7 @@ namespace {
 using wire::DataFrame;
 
 constexpr base::Rank kPeer{3};
-constexpr size_t kLarge = 40'000;
+constexpr size_t kLarge = 80'000;
 
 class InboundMessagesTest : public testing::Test {
  protected:
