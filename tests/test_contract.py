@@ -67,6 +67,6 @@ def every_case() -> Iterator[Any]:
                     yield pytest.param(world_size, module, name, id=f"{world_size}-{name}")
 
 
-@pytest.mark.parametrize(("world_size", "module", "case"), every_case())
+@pytest.mark.parametrize(("world_size", "module", "case"), list(every_case()))
 def test_contract(pools: Pools, world_size: int, module: str, case: str) -> None:
     pools.of_size(world_size).run(module, case, CASE_TIMEOUT_S)
