@@ -203,7 +203,8 @@ def objects_between_two(world: World) -> None:
 def nobody_leaves_a_barrier_before_all_have_entered(world: World) -> None:
     for turn in range(10):
         key = f"barrier/{turn}/"
-        world.store.set(f"{key}{world.rank}", "entered")
+        # add() waits for the store's answer; set() does not, and could be overtaken by a check.
+        world.store.add(f"{key}{world.rank}", 1)
         if turn % 2:
             work = dist.barrier(async_op=True)
             assert work is not None
