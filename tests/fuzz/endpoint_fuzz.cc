@@ -60,7 +60,10 @@ class Attack {
     options.sockets = 1 + (bits & 1);
     options.paths = 1 + (bits >> 1 & 3);
     options.datagram_bytes = (bits & 8) != 0 ? kDatagramBytesMin : kDatagramBytesMax;
-    options.generation_bits = (bits & 16) != 0 ? 5 : 22;
+    // Short, but more than the input can have dropped in a row: a receiver that missed a whole
+    // generation cannot follow (PROTOCOL.md §4).
+    options.generation_bits = (bits & 16) != 0 ? 8 : 22;
+    static_assert(kOperationsMax < 1 << 8);
     return options;
   }
 

@@ -1,4 +1,5 @@
-// Writes the seed corpora: make_corpus <tests/fuzz/corpus>. The same files every time.
+// Writes the seed corpora: make_corpus <tests/fuzz/corpus>. The same files every time; inputs that
+// once found something lie beside them under names of their own.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
