@@ -59,7 +59,10 @@ void add_counters(Counters& total, const Counters& part) {
 
 }  // namespace
 
-Cluster::Cluster(ClusterOptions options) : options_(std::move(options)), aead_(any_provider()) {
+Cluster::Cluster(ClusterOptions options)
+    : options_(std::move(options)),
+      aead_(any_provider()),
+      network_(options_.link, options_.network, options_.sockets_per_rank, options_.seed) {
   SF_CHECK(options_.ranks >= 1 && options_.sockets_per_rank >= 1);
   base::Random random(options_.seed);
   nodes_.resize(options_.ranks);
@@ -99,6 +102,7 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
     entry.addresses.push_back(address_of(rank, socket));
   }
   node.engine = std::make_unique<Engine>(std::move(config));
+  node.host = std::make_unique<Host>(options_.host, options_.sockets_per_rank);
   entry.public_key = base::to_vector(node.engine->endpoint().public_key());
   // Opaque to the core; equal on both ends and different for every rank and run.
   entry.entry.assign(entry.boot_id.begin(), entry.boot_id.end());
@@ -146,22 +150,9 @@ void Cluster::leave(uint32_t rank) {
   transport::Transmit burst;
   for (int copy = 0; copy < transport::kGoodbyeCopies; ++copy) {
     engine(rank).endpoint().post_goodbye();
-    while (engine(rank).poll_transmit(now_, burst)) transmit(rank, burst);
+    while (engine(rank).poll_transmit(now_, burst)) transmit(rank, burst, now_);
   }
   kill(rank);
-}
-
-Link& Cluster::link(const Route& route) {
-  auto& slot = links_[route];
-  if (!slot) {
-    const uint64_t ranks = uint64_t{route.from.value} << 32 | route.to.value;
-    const uint64_t sockets = uint64_t{route.from_socket} << 8 | route.to_socket;
-    slot = std::make_unique<Link>(
-        options_.link,
-        base::Random(options_.seed ^ base::Random(ranks).next() ^ base::Random(~sockets).next())
-            .next());
-  }
-  return *slot;
 }
 
 std::vector<Route> Cluster::all_routes() const {
@@ -187,7 +178,13 @@ void Cluster::set_blackhole(const Route& route, bool is_blackhole) {
 }
 
 void Cluster::set_blackhole_everywhere(bool is_blackhole) {
-  for (const Route& route : all_routes()) link(route).options().is_blackhole = is_blackhole;
+  network_.apply({{}, find_link_knob("down"), is_blackhole ? 1.0 : 0.0});
+}
+
+void Cluster::script(const LinkEvent& event) {
+  for (const TimedChange& timed : expand(event)) {
+    at(timed.at, [this, change = timed.change] { network_.apply(change); });
+  }
 }
 
 void Cluster::at(Instant when, std::function<void()> action) {
@@ -219,11 +216,11 @@ bool Cluster::run_until(const std::function<bool()>& done, Instant deadline) {
 }
 
 void Cluster::handle(Event& event) {
-  if (auto* arrival = std::get_if<Arrival>(&event)) {
-    const uint32_t rank = arrival->route.to.value;
+  if (auto* parcel = std::get_if<Parcel>(&event)) {
+    if (parcel->hop != Hop::kArrived) return carry(std::move(*parcel));
+    const uint32_t rank = parcel->route.to.value;
     if (!nodes_[rank].is_alive) return;
-    nodes_[rank].engine->handle_datagram(now_, arrival->route.to_socket, arrival->is_marked_ce,
-                                         arrival->bytes);
+    if (!nodes_[rank].host->admit(std::move(*parcel))) ++socket_drops_;
     touch(rank);
   } else if (const auto* timer = std::get_if<Timer>(&event)) {
     Node& node = nodes_[timer->rank];
@@ -240,12 +237,17 @@ void Cluster::handle(Event& event) {
   }
 }
 
-// Each engine that was called takes one turn; what it completes may start operations elsewhere.
+// Each rank that was touched takes one turn; what it completes may start operations elsewhere.
 void Cluster::run_turns() {
   while (!touched_.empty() && is_sound()) {
     const std::set<uint32_t> ranks = std::exchange(touched_, {});
     for (const uint32_t rank : ranks) {
-      if (nodes_[rank].is_alive) turn(rank);
+      if (!nodes_[rank].is_alive) continue;
+      if (nodes_[rank].busy_until > now_) {
+        wake_at(rank, nodes_[rank].busy_until);
+      } else {
+        turn(rank);
+      }
     }
     if (++rounds_at_instant_ > kRoundsPerInstantMax) {
       breakdown_ = "virtual time stands still: rank " + std::to_string(*ranks.begin()) +
@@ -258,6 +260,7 @@ void Cluster::run_turns() {
 void Cluster::turn(uint32_t rank) {
   Node& node = nodes_[rank];
   Engine& engine = *node.engine;
+  Instant done_at = now_ + receive(rank);
   if (engine.poll_timeout() <= now_) engine.handle_timeout(now_);
   while (const auto operation = engine.poll_completed()) {
     audit_.on_event(now_, Rank{rank}, operation->id << 1 | (operation->error ? 1 : 0));
@@ -265,24 +268,45 @@ void Cluster::turn(uint32_t rank) {
   }
   while (const auto wanted = engine.poll_wanted()) ask_board(rank, wanted->value);
   transport::Transmit burst;
-  while (engine.poll_transmit(now_, burst)) transmit(rank, burst);
-  arm_timer(rank);
+  while (engine.poll_transmit(now_, burst)) {
+    const size_t datagrams = (burst.bytes.size() + burst.segment_bytes - 1) / burst.segment_bytes;
+    done_at = done_at + options_.host.cost(1, datagrams, burst.bytes.size());
+    transmit(rank, burst, done_at);
+  }
+  node.busy_until = done_at;
+  if (node.host->has_waiting()) touch(rank);
+  wake_at(rank, std::max(engine.poll_timeout(), done_at));
+}
+
+// Hands in what waits in the sockets and returns the CPU time that took.
+base::Duration Cluster::receive(uint32_t rank) {
+  Node& node = nodes_[rank];
+  const bool is_limited = options_.host.has_costs();
+  base::Duration spent;
+  std::optional<Route> last;  // datagrams of one route that wait together are one call (GRO)
+  for (uint32_t count = 0; node.host->has_waiting(); ++count) {
+    if (is_limited && count == kReceivesPerTurn) break;
+    const Parcel parcel = node.host->take();
+    spent = spent + options_.host.cost(parcel.route == last ? 0 : 1, 1, parcel.bytes.size());
+    last = parcel.route;
+    node.engine->handle_datagram(now_, parcel.route.to_socket, parcel.is_marked_ce, parcel.bytes);
+  }
+  return spent;
 }
 
 void Cluster::ask_board(uint32_t asking, uint32_t wanted) {
   events_.push(now_ + options_.board_delay, BoardAnswer{asking, wanted});
 }
 
-void Cluster::arm_timer(uint32_t rank) {
+void Cluster::wake_at(uint32_t rank, Instant at) {
   Node& node = nodes_[rank];
-  const Instant at = node.engine->poll_timeout();
   if (at >= node.timer_at) return;
-  node.timer_at = std::max(at, now_);
-  events_.push(node.timer_at, Timer{rank});
+  node.timer_at = at;
+  events_.push(at, Timer{rank});
 }
 
 // Every segment of a burst is a datagram of its own on the link.
-void Cluster::transmit(uint32_t rank, const transport::Transmit& burst) {
+void Cluster::transmit(uint32_t rank, const transport::Transmit& burst, Instant at) {
   SF_CHECK(burst.segment_bytes > 0 && !burst.bytes.empty());
   SF_CHECK(burst.bytes.size() <= transport::kBurstBytesMax);
   SF_CHECK(burst.bytes.size() <= burst.segment_bytes * options_.burst_segments_max);
@@ -290,23 +314,28 @@ void Cluster::transmit(uint32_t rank, const transport::Transmit& burst) {
                     static_cast<uint8_t>(burst.to.port() - kPortBase)};
   for (base::Bytes rest = burst.bytes; !rest.empty();) {
     const size_t size = std::min(rest.size(), burst.segment_bytes);
-    carry(route, rest.first(size));
+    audit_.on_datagram(at, route, rest.first(size));
+    Parcel parcel{route, Hop::kSenderPort, false, base::to_vector(rest.first(size))};
+    if (at == now_) {
+      carry(std::move(parcel));
+    } else {
+      events_.push(at, std::move(parcel));
+    }
     rest = rest.subspan(size);
   }
 }
 
-void Cluster::carry(const Route& route, base::Bytes datagram) {
-  audit_.on_datagram(now_, route, datagram);
-  deliveries_.clear();
-  link(route).send(now_, datagram, deliveries_);
-  for (Delivery& delivery : deliveries_) {
-    events_.push(delivery.at, Arrival{route, delivery.is_marked_ce, std::move(delivery.bytes)});
+void Cluster::carry(Parcel parcel) {
+  transfers_.clear();
+  network_.send(now_, std::move(parcel), transfers_);
+  for (Transfer& transfer : transfers_) {
+    events_.push(transfer.at, std::move(transfer.parcel));
   }
 }
 
 LinkCounters Cluster::link_counters() const {
   LinkCounters total;
-  for (const auto& [route, link] : links_) total.add(link->counters());
+  for (const auto& [key, link] : network_.links()) total.add(link->counters());
   return total;
 }
 

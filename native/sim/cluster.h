@@ -1,12 +1,15 @@
-// N ranks in one thread and in virtual time: real engines, a bulletin board, and links between
-// every pair of sockets.
+// N ranks in one thread and in virtual time: real engines, a bulletin board, hosts, and the network
+// between them.
 //
-//   EventQueue ─► datagram, timer, board answer, scripted action ─► engine of a rank
-//   engine ─► poll_completed, poll_wanted, poll_transmit ─► WireAudit ─► Link ─► EventQueue
+//   EventQueue ─► datagram ─► Network: the next hop, or Host: a socket's buffer
+//              └► timer, board answer, scripted action ─► engine of a rank
+//   a rank's turn: datagrams of its sockets ─► engine ─► poll_completed, poll_wanted,
+//                  poll_transmit ─► WireAudit ─► Network ─► EventQueue
 //
-// Everything that happens at one instant is handed to the engines first; then every engine that was
-// touched takes its turn, in the order of ranks, as net/driver does on sockets. The same options
-// and the same calls give the same history, bit by bit.
+// Everything that happens at one instant is handed out first; then every rank that was touched
+// takes its turn, in the order of ranks, as net/driver does on sockets. Where CPU time costs
+// something, a turn lasts: bursts leave when they are made, and the next turn waits. The same
+// options and the same calls give the same history, bit by bit.
 #pragma once
 
 #include <functional>
@@ -20,7 +23,9 @@
 #include "collective/engine.h"
 #include "sim/board.h"
 #include "sim/event_queue.h"
-#include "sim/link.h"
+#include "sim/host.h"
+#include "sim/network.h"
+#include "sim/timeline.h"
 #include "sim/wire_audit.h"
 
 namespace securefabric::sim {
@@ -33,7 +38,9 @@ struct ClusterOptions {
   unsigned generation_bits = 22;  // log2 of the packets sealed under one key
   size_t datagram_bytes_max = transport::kDatagramBytesMax;
   size_t burst_segments_max = transport::kBurstSegmentsMax;
-  LinkOptions link;                                        // of every link at the start
+  LinkOptions link;                                        // of every wire at the start
+  NetworkOptions network;                                  // which wires and ports there are
+  HostOptions host;                                        // of every rank
   base::Duration board_delay = base::Duration::millis(2);  // of a look-up
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
@@ -48,6 +55,8 @@ class Cluster {
   static constexpr size_t kEventsMax = 1 << 20;
   // Rounds of turns at one instant; more means that an engine asks for a timeout in the past.
   static constexpr uint32_t kRoundsPerInstantMax = 1000;
+  // Datagrams that a rank whose CPU is not free of charge receives in one turn.
+  static constexpr uint32_t kReceivesPerTurn = 64;
 
   explicit Cluster(ClusterOptions options);
   Cluster(const Cluster&) = delete;
@@ -73,8 +82,11 @@ class Cluster {
   bool is_alive(uint32_t rank) const { return nodes_.at(rank).is_alive; }
 
   // --- The links ---
-  // Made on first use, with the options of the cluster.
-  Link& link(const Route& route);
+  // The wire that a route crosses; made on first use.
+  Link& link(const Route& route) { return network_.wire(route); }
+  const Network& network() const { return network_; }
+  // Lets an event of the future happen.
+  void script(const LinkEvent& event);
   // Every route that the sockets of two different ranks make, in order.
   std::vector<Route> all_routes() const;
   // The routes of both directions of one pair of sockets, as the lower rank's sockets name it.
@@ -100,6 +112,8 @@ class Cluster {
   bool is_sound() const { return violations().empty() && breakdown_.empty(); }
   uint64_t trace_hash() const { return audit_.trace_hash(); }
   LinkCounters link_counters() const;
+  // Datagrams that a socket's buffer had no room for, of all ranks.
+  uint64_t socket_drops() const { return socket_drops_; }
   transport::TrafficCounters traffic() const;
   transport::DropCounters drops() const;
   const ClusterOptions& options() const { return options_; }
@@ -111,11 +125,8 @@ class Cluster {
     transport::PeerDescription entry;                 // as published, or to be published by join()
     bool is_alive = true;                             // killed and departed ranks take no turns
     base::Instant timer_at = base::Instant::never();  // earliest timer in the queue
-  };
-  struct Arrival {
-    Route route;                 // that it took
-    bool is_marked_ce = false;   // by a queue
-    std::vector<uint8_t> bytes;  // of the datagram
+    base::Instant busy_until;                         // end of the last turn
+    std::unique_ptr<Host> host;                       // its sockets
   };
   struct Timer {
     uint32_t rank = 0;
@@ -125,16 +136,19 @@ class Cluster {
     uint32_t wanted = 0;
   };
   using Action = std::function<void()>;
-  using Event = std::variant<Arrival, Timer, BoardAnswer, Action>;
+  // A parcel that was transmitted within a turn that lasts enters the network as an event, too.
+  using Event = std::variant<Parcel, Timer, BoardAnswer, Action>;
 
   void make_node(uint32_t rank, base::Random& random);
   void handle(Event& event);
   void run_turns();
   void turn(uint32_t rank);
-  void transmit(uint32_t rank, const transport::Transmit& burst);
-  void carry(const Route& route, base::Bytes datagram);
+  base::Duration receive(uint32_t rank);
+  // The burst leaves at `at`, now or later.
+  void transmit(uint32_t rank, const transport::Transmit& burst, base::Instant at);
+  void carry(Parcel parcel);
   void ask_board(uint32_t asking, uint32_t wanted);
-  void arm_timer(uint32_t rank);
+  void wake_at(uint32_t rank, base::Instant at);
 
   ClusterOptions options_;
   const crypto::AeadProvider* aead_;  // of a suite this CPU runs
@@ -142,13 +156,14 @@ class Cluster {
   EventQueue<Event> events_;
   std::vector<Node> nodes_;     // by rank
   std::set<uint32_t> touched_;  // ranks that take a turn before time goes on
-  std::map<Route, std::unique_ptr<Link>> links_;
+  Network network_;
   Board board_;
   WireAudit audit_;
-  std::string breakdown_;             // see breakdown()
-  uint32_t rounds_at_instant_ = 0;    // turns taken without time going on
-  uint64_t next_group_id_ = 1;        // wire ids
-  std::vector<Delivery> deliveries_;  // scratch of carry()
+  std::string breakdown_;            // see breakdown()
+  uint32_t rounds_at_instant_ = 0;   // turns taken without time going on
+  uint64_t next_group_id_ = 1;       // wire ids
+  uint64_t socket_drops_ = 0;        // see socket_drops()
+  std::vector<Transfer> transfers_;  // scratch of carry()
 };
 
 }  // namespace securefabric::sim

@@ -15,17 +15,9 @@
 #include "base/bytes.h"
 #include "base/ids.h"
 #include "base/time.h"
+#include "sim/network.h"
 
 namespace securefabric::sim {
-
-// From one socket to another.
-struct Route {
-  base::Rank from;          // sender
-  base::Rank to;            // receiver
-  uint8_t from_socket = 0;  // of the sender
-  uint8_t to_socket = 0;    // of the receiver
-  auto operator<=>(const Route&) const = default;
-};
 
 class WireAudit {
  public:

@@ -73,7 +73,8 @@ TEST(Faults, any_mix_of_faults_never_changes_a_result__seeds_from_the_environmen
 TEST(Faults, damaged_datagrams_are_dropped_and_counted) {
   ScenarioOptions options;
   options.cluster.ranks = 3;
-  options.cluster.link.corrupt = 0.3;
+  options.cluster.link.corrupt = 0.2;
+  options.cluster.link.truncate = 0.1;
   options.count = 50'000;
   options.operations = 10;
   const ScenarioReport report = run_scenario(options);

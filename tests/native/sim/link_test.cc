@@ -81,16 +81,44 @@ TEST(Link, send__duplicates_are_whole_and_later) {
   EXPECT_GT(deliveries[1].at, deliveries[0].at);
 }
 
+TEST(Link, send__losses_come_in_bursts_of_gilbert_and_elliott) {
+  LinkOptions options;
+  options.bad_begin = 0.01;
+  options.bad_end = 0.2;  // five datagrams
+  options.bad_loss = 0.5;
+  Link link(options, 3);
+  send_many(link, 100'000);
+  // Bad for 0.01 / (0.01 + 0.2) of the time, and half of that is lost.
+  EXPECT_NEAR(static_cast<double>(link.counters().lost), 100'000 * 0.01 / 0.21 / 2, 250);
+}
+
 TEST(Link, send__damage_changes_the_bytes) {
   LinkOptions options;
   options.corrupt = 1;
-  Link link(options, 7);
-  int cut = 0;
-  for (const Delivery& delivery : send_many(link, 1'000)) {
+  Link flips(options, 7);
+  for (const Delivery& delivery : send_many(flips, 1'000)) {
+    EXPECT_EQ(delivery.bytes.size(), kDatagram.size());
     EXPECT_NE(delivery.bytes, kDatagram);
+  }
+  options.corrupt = 0;
+  options.truncate = 0.5;
+  Link cuts(options, 7);
+  int cut = 0;
+  for (const Delivery& delivery : send_many(cuts, 1'000)) {
     cut += delivery.bytes.size() < kDatagram.size() ? 1 : 0;
   }
-  EXPECT_NEAR(cut, 250, 60);
+  EXPECT_NEAR(cut, 500, 60);
+  EXPECT_EQ(cuts.counters().truncated, static_cast<uint64_t>(cut));
+}
+
+TEST(Link, queued_bytes__is_what_has_not_left) {
+  LinkOptions options;
+  options.rate_bits_per_second = 8'000'000;  // a datagram per millisecond
+  Link link(options, 4);
+  send_many(link, 4, Duration());
+  EXPECT_EQ(link.queued_bytes(Instant()), 4'000u);
+  EXPECT_EQ(link.queued_bytes(Instant() + Duration::micros(2'500)), 1'500u);
+  EXPECT_EQ(link.queued_bytes(Instant() + Duration::millis(5)), 0u);
 }
 
 TEST(Link, send__blackhole_and_mtu_swallow) {
