@@ -136,10 +136,9 @@ class Packets:
         self.generation_bits = generation_bits
 
     def keys(self, number: int) -> tuple[bytes, bytes]:
-        secret = self.secret
-        for _ in range(number >> self.generation_bits):
-            secret = expand(secret, "ku", b"", 32)
-        return expand(secret, "key", b"", 32), expand(secret, "iv", b"", 12)
+        generation = (number >> self.generation_bits).to_bytes(8, "big")
+        key = expand(self.secret, "key", generation, 32)
+        return key, expand(self.secret, "iv", generation, 12)
 
     def seal(self, number: int, aad: bytes, data: bytes) -> bytes:
         key, iv = self.keys(number)
@@ -197,8 +196,24 @@ def test_packets__from_elsewhere_open_in_the_core(suite: str) -> None:
             assert opener.open(number, b"header", sealed) == ("replay_duplicate", None)
     assert opener.auth_failures == 64
     assert opener.open(0, b"header", b"") == ("stale_generation", None)
-    assert opener.open(1000, b"header", b"") == ("future_generation", None)
+    assert opener.open(10_000, b"header", b"") == ("future_generation", None)
     assert opener.open(2**64 - 1, b"header", b"") == ("limit", None)
+
+
+def test_packets__a_new_epoch_goes_on_counting() -> None:
+    suite = "chacha20-poly1305"
+    sealer = _core.PathSealer(suite, b"p" * 32, 0x0102, 3)
+    opener = _core.PathOpener(suite, b"p" * 32, 0x0102, 3)
+    before = [sealer.seal(b"header", [b"before"]) for _ in range(20)]
+    sealer.begin_epoch(b"q" * 32)
+    after = sealer.seal(b"header", [b"after"])
+    assert Packets(suite, b"q" * 32, 0x0102, 3).open(20, b"header", after) == b"after"
+    assert opener.open(20, b"header", after, epoch=1) == ("unknown_epoch", None)
+    opener.install_epoch(1, b"q" * 32)
+    assert opener.open(20, b"header", after, epoch=1) == ("ok", b"after")
+    assert opener.open(19, b"header", before[19]) == ("ok", b"before")
+    opener.install_epoch(0, b"r" * 32)  # two epochs later
+    assert opener.open(18, b"header", before[18]) == ("auth_failed", None)
 
 
 def test_path__arguments_are_checked() -> None:

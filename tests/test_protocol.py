@@ -81,13 +81,11 @@ class Direction:
     arrived: set[int] = field(default_factory=set)
 
     def aead(self, number: int) -> tuple[Any, bytes]:
-        secret = self.secret
-        for _ in range(number >> GENERATION_BITS):
-            secret = label(secret, "ku", b"")
-        iv = label(secret, "iv", b"", 12)
+        generation = struct.pack("!Q", number >> GENERATION_BITS)
+        iv = label(self.secret, "iv", generation, 12)
         counter = struct.pack("!IQ", self.path_id, number)
         nonce = bytes(a ^ b for a, b in zip(iv, counter, strict=True))
-        return SUITES[self.suite][1](label(secret, "key", b"")), nonce
+        return SUITES[self.suite][1](label(self.secret, "key", generation)), nonce
 
     def seal(self, spi: int, plaintext: bytes) -> bytes:
         number = self.next_number

@@ -74,13 +74,12 @@ SecretBuffer derive_path_secret(Bytes direction, base::PathId path) {
   return expand_label(direction, "path", context, kHashBytes);
 }
 
-SecretBuffer next_generation_secret(Bytes generation) {
-  return expand_label(generation, "ku", {}, kHashBytes);
-}
-
-PacketKey derive_packet_key(Bytes generation, size_t key_bytes, size_t nonce_bytes) {
-  return {expand_label(generation, "key", {}, key_bytes),
-          expand_label(generation, "iv", {}, nonce_bytes)};
+PacketKey derive_packet_key(Bytes path_secret, uint64_t generation, size_t key_bytes,
+                            size_t nonce_bytes) {
+  std::array<uint8_t, 8> context;
+  base::ByteWriter(context).u64(generation);
+  return {expand_label(path_secret, "key", context, key_bytes),
+          expand_label(path_secret, "iv", context, nonce_bytes)};
 }
 
 }  // namespace securefabric::crypto

@@ -6,8 +6,7 @@
 //                               ‖ epoch), X25519(own', peer'))             the next epoch
 //   dir    = Label(link, "dir", from ‖ to ‖ epoch)                         4 bytes each
 //   path   = Label(dir, "path", path_id)                                   2 bytes
-//   gen_0  = path;  gen_{n+1} = Label(gen_n, "ku", "")
-//   key    = Label(gen_n, "key", "");  iv = Label(gen_n, "iv", "")
+//   key_n  = Label(path, "key", n);  iv_n = Label(path, "iv", n)            8 bytes, generation n
 //
 // Label is expand_label of kdf.h; it binds the length, so a key and an iv of equal labels differ
 // between suites with different sizes. All secrets are 32 bytes; integers are in network order.
@@ -42,13 +41,13 @@ SecretBuffer derive_direction_secret(base::Bytes link, base::Rank from, base::Ra
 
 SecretBuffer derive_path_secret(base::Bytes direction, base::PathId path);
 
-// One-way: generation n + 1 says nothing about n.
-SecretBuffer next_generation_secret(base::Bytes generation);
-
 struct PacketKey {
   SecretBuffer key;  // of the suite's AEAD
   SecretBuffer iv;   // XORed with (path id, packet number) into the nonce
 };
-PacketKey derive_packet_key(base::Bytes generation, size_t key_bytes, size_t nonce_bytes);
+// Generations are no chain: an epoch may begin at any packet number without a word about it. What
+// protects the past is the epoch, whose secret replaces the one before.
+PacketKey derive_packet_key(base::Bytes path_secret, uint64_t generation, size_t key_bytes,
+                            size_t nonce_bytes);
 
 }  // namespace securefabric::crypto

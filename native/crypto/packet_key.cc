@@ -30,6 +30,13 @@ class Nonce {
   size_t size_;                                // nonce_bytes() of the suite
 };
 
+GenerationKey make_generation_key(const AeadProvider& provider, Bytes path_secret,
+                                  uint64_t generation) {
+  PacketKey derived =
+      derive_packet_key(path_secret, generation, provider.key_bytes(), provider.nonce_bytes());
+  return {generation, std::move(derived.iv), provider.make_key(derived.key.view())};
+}
+
 void check_arguments(const AeadProvider& provider, unsigned generation_bits) {
   SF_CHECK_MSG(generation_bits > 0 && generation_bits <= provider.generation_bits_max(),
                std::to_string(generation_bits));
@@ -49,32 +56,15 @@ void make_nonce(Bytes iv, base::PathId path, PacketNumber number, MutableBytes n
   for (size_t i = 0; i < kCounterBytes; ++i) tail[i] ^= counter[i];
 }
 
-GenerationKey::GenerationKey(SecretBuffer secret) : secret_(std::move(secret)) {
-  SF_CHECK(!secret_.empty());
-}
-
-GenerationKey GenerationKey::next() const {
-  return GenerationKey(next_generation_secret(secret_.view()));
-}
-
-AeadKey& GenerationKey::key(const AeadProvider& provider) {
-  if (key_ == nullptr) [[unlikely]] {
-    PacketKey derived =
-        derive_packet_key(secret_.view(), provider.key_bytes(), provider.nonce_bytes());
-    key_ = provider.make_key(derived.key.view());
-    iv_ = std::move(derived.iv);
-  }
-  return *key_;
-}
-
 PathSealer::PathSealer(const AeadProvider& provider, SecretBuffer path_secret, base::PathId path,
                        unsigned generation_bits, PacketNumber seal_limit)
     : provider_(&provider),
       path_(path),
       generation_bits_(generation_bits),
       seal_limit_(seal_limit),
-      key_(std::move(path_secret)) {
+      path_secret_(std::move(path_secret)) {
   check_arguments(provider, generation_bits);
+  SF_CHECK(!path_secret_.empty());
   SF_CHECK(seal_limit <= kPacketNumberEnd);
 }
 
@@ -83,18 +73,23 @@ bool PathSealer::seal(Bytes aad, std::span<const Bytes> parts, MutableBytes out)
     return false;
   // PROTOCOL.md §2: a packet number is burnt when taken.
   const PacketNumber number = next_++;
-  if (number >> generation_bits_ != generation_) [[unlikely]] {
-    key_ = key_.next();
-    ++generation_;
-  }
-  AeadKey& key = key_.key(*provider_);
-  key.seal(Nonce(key_.iv(), path_, number).view(), aad, parts, out);
+  const uint64_t generation = number >> generation_bits_;
+  if (key_.empty() || key_.generation != generation) [[unlikely]]
+    key_ = make_generation_key(*provider_, path_secret_.view(), generation);
+  key_.aead->seal(Nonce(key_.iv.view(), path_, number).view(), aad, parts, out);
   return true;
+}
+
+void PathSealer::begin_epoch(SecretBuffer path_secret) {
+  SF_CHECK(!path_secret.empty());
+  path_secret_ = std::move(path_secret);
+  key_ = GenerationKey();
 }
 
 const char* open_status_name(OpenStatus status) {
   switch (status) {
     case OpenStatus::kOk: return "ok";
+    case OpenStatus::kUnknownEpoch: return "unknown_epoch";
     case OpenStatus::kStaleGeneration: return "stale_generation";
     case OpenStatus::kFutureGeneration: return "future_generation";
     case OpenStatus::kReplayDuplicate: return "replay_duplicate";
@@ -106,35 +101,48 @@ const char* open_status_name(OpenStatus status) {
 }
 
 PathOpener::PathOpener(const AeadProvider& provider, SecretBuffer path_secret, base::PathId path,
-                       unsigned generation_bits)
-    : provider_(&provider),
-      path_(path),
-      generation_bits_(generation_bits),
-      current_(std::move(path_secret)) {
+                       unsigned generation_bits, EpochBit epoch)
+    : provider_(&provider), path_(path), generation_bits_(generation_bits) {
   check_arguments(provider, generation_bits);
+  install_epoch(epoch, std::move(path_secret));
 }
 
-OpenStatus PathOpener::open(PacketNumber number, Bytes aad, Bytes sealed, MutableBytes out) {
-  const OpenStatus known = check(number);
+OpenStatus PathOpener::open(EpochBit epoch_bit, PacketNumber number, Bytes aad, Bytes sealed,
+                            MutableBytes out) {
+  Epoch& epoch = epochs_[epoch_bit & 1];
+  const OpenStatus known = check(epoch, number);
   if (known != OpenStatus::kOk) return known;
   const uint64_t generation = number >> generation_bits_;
-  GenerationKey& keys = key_of(generation);
-  AeadKey& key = keys.key(*provider_);
+  GenerationKey& key = key_of(epoch, generation);
   if (sealed.size() < kAuthTagBytes ||
-      !key.open(Nonce(keys.iv(), path_, number).view(), aad, sealed, out)) [[unlikely]] {
+      !key.aead->open(Nonce(key.iv.view(), path_, number).view(), aad, sealed, out)) [[unlikely]] {
     ++auth_failures_;
     return OpenStatus::kAuthFailed;
   }
   if (generation > generation_) [[unlikely]]
-    adopt_next();
+    adopt(generation);
   window_.commit(number);
   return OpenStatus::kOk;
 }
 
-OpenStatus PathOpener::check(PacketNumber number) const {
+void PathOpener::install_epoch(EpochBit epoch, SecretBuffer path_secret) {
+  SF_CHECK(epoch < epochs_.size() && !path_secret.empty());
+  epochs_[epoch] = Epoch{std::move(path_secret), {}};
+}
+
+void PathOpener::retire_epoch(EpochBit epoch) {
+  SF_CHECK(epoch < epochs_.size());
+  epochs_[epoch] = Epoch();
+}
+
+// PROTOCOL.md §4: the next generation, or any that begins within a replay window of what was
+// opened, so that a burst of losses longer than a generation (they are short in tests) heals.
+OpenStatus PathOpener::check(const Epoch& epoch, PacketNumber number) const {
+  if (epoch.path_secret.empty()) return OpenStatus::kUnknownEpoch;
   if (number >= kPacketNumberEnd) return OpenStatus::kLimit;
   const uint64_t generation = number >> generation_bits_;
-  if (generation > generation_ + 1) return OpenStatus::kFutureGeneration;
+  const bool is_near = number < window_.largest() + ReplayWindow::kWindow;
+  if (generation > generation_ + 1 && !is_near) return OpenStatus::kFutureGeneration;
   if (generation + 1 < generation_) return OpenStatus::kStaleGeneration;
   switch (window_.check(number)) {
     case Seen::kNew: return OpenStatus::kOk;
@@ -144,19 +152,28 @@ OpenStatus PathOpener::check(PacketNumber number) const {
   return OpenStatus::kReplayTooOld;
 }
 
-GenerationKey& PathOpener::key_of(uint64_t generation) {
-  if (generation == generation_) [[likely]]
-    return current_;
-  if (generation < generation_) return previous_;
-  if (next_.empty()) next_ = current_.next();
-  return next_;
+GenerationKey& PathOpener::key_of(Epoch& epoch, uint64_t generation) {
+  // A claim beyond the newest generation has a place of its own: forgeries that claim one
+  // generation after the other cost a derivation each and displace no key that is in use.
+  GenerationKey& key = generation > generation_ ? epoch.keys.back() : epoch.keys[generation % 2];
+  if (key.empty() || key.generation != generation) [[unlikely]]
+    key = make_generation_key(*provider_, epoch.path_secret.view(), generation);
+  return key;
 }
 
-void PathOpener::adopt_next() {
-  previous_ = std::move(current_);
-  current_ = std::move(next_);
-  next_ = GenerationKey();
-  ++generation_;
+void PathOpener::adopt(uint64_t generation) {
+  generation_ = generation;
+  const auto wipe_unless = [](GenerationKey& key, uint64_t kept) {
+    if (!key.empty() && key.generation != kept) key = GenerationKey();
+  };
+  for (Epoch& epoch : epochs_) {
+    GenerationKey& claimed = epoch.keys.back();
+    GenerationKey& newest = epoch.keys[generation % 2];
+    if (!claimed.empty() && claimed.generation == generation) newest = std::move(claimed);
+    claimed = GenerationKey();
+    wipe_unless(newest, generation);
+    wipe_unless(epoch.keys[(generation + 1) % 2], generation - 1);
+  }
 }
 
 }  // namespace securefabric::crypto

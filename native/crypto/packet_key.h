@@ -4,9 +4,11 @@
 // every packet number itself, so a caller cannot repeat a nonce; the opener checks limit,
 // generation and replay before it touches the cipher, and moves nothing before the tag verified.
 // Both change keys by themselves every 2^generation_bits packets (a generation), without a word on
-// the wire. One owner each, no lock.
+// the wire. A new epoch brings a fresh path secret; packet numbers go on across it, so that acks,
+// losses and the replay window know nothing of epochs. One owner each, no lock.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -28,23 +30,16 @@ inline constexpr base::PacketNumber kPacketNumberEnd = base::PacketNumber{1} << 
 void make_nonce(base::Bytes iv, base::PathId path, base::PacketNumber number,
                 base::MutableBytes nonce);
 
-// One generation's secret, and the key and iv made from it on first use.
-class GenerationKey {
- public:
-  GenerationKey() = default;  // empty: keys of no generation
-  explicit GenerationKey(SecretBuffer secret);
+// Which of the two epochs that may live at a time: the epoch's number modulo 2.
+using EpochBit = uint8_t;
 
-  bool empty() const { return secret_.empty(); }
-  // The key of the generation after this one.
-  GenerationKey next() const;
-  // Derived now if this is the first use; afterwards iv() is set as well.
-  AeadKey& key(const AeadProvider& provider);
-  base::Bytes iv() const { return iv_.view(); }
+// The key and iv of one generation; empty until made.
+struct GenerationKey {
+  bool empty() const { return aead == nullptr; }
 
- private:
-  SecretBuffer secret_;           // generation secret; empty in an empty key
-  SecretBuffer iv_;               // nonce_bytes() of the suite; empty until the first use
-  std::unique_ptr<AeadKey> key_;  // null until the first use
+  uint64_t generation = 0;        // packet number >> generation_bits
+  SecretBuffer iv;                // nonce_bytes() of the suite
+  std::unique_ptr<AeadKey> aead;  // null when empty
 };
 
 class PathSealer {
@@ -60,6 +55,8 @@ class PathSealer {
   // AeadKey::seal for parts and out. False, and nothing sealed, at the seal limit.
   [[nodiscard]] bool seal(base::Bytes aad, std::span<const base::Bytes> parts,
                           base::MutableBytes out);
+  // Everything after this is sealed with keys of the next epoch; the old ones are wiped.
+  void begin_epoch(SecretBuffer path_secret);
 
  private:
   const AeadProvider* provider_;   // of the job's suite
@@ -67,14 +64,15 @@ class PathSealer {
   unsigned generation_bits_;       // log2 of the packets per generation
   base::PacketNumber seal_limit_;  // next_ never passes it
   base::PacketNumber next_ = 0;    // not yet used by any seal
-  uint64_t generation_ = 0;        // of key_; next_ >> generation_bits_ or one less
-  GenerationKey key_;              // of generation_; older ones are wiped
+  SecretBuffer path_secret_;       // of the epoch; every generation's key is made from it
+  GenerationKey key_;              // of the last seal; empty before the first one of an epoch
 };
 
 enum class OpenStatus {
   kOk,
+  kUnknownEpoch,      // no keys of this epoch: not yet, or no more
   kStaleGeneration,   // older than the previous generation: its key is gone
-  kFutureGeneration,  // newer than the next generation: no honest sender is there yet
+  kFutureGeneration,  // so far ahead of what was opened that no honest sender is there yet
   kReplayDuplicate,   // this number was opened before
   kReplayTooOld,      // below the replay window: may have been opened before
   kAuthFailed,        // not sealed by the peer, or damaged
@@ -86,35 +84,44 @@ const char* open_status_name(OpenStatus status);
 
 class PathOpener {
  public:
-  // As PathSealer; `path` is the sender's path id, as in the header.
+  // As PathSealer; `path` is the sender's path id, as in the header. `epoch` is where it begins.
   PathOpener(const AeadProvider& provider, SecretBuffer path_secret, base::PathId path,
-             unsigned generation_bits);
+             unsigned generation_bits, EpochBit epoch = 0);
 
   // out.size() == sealed.size() - 16. On kAuthFailed `out` was wiped; on the other failures it was
   // not touched. Only kOk changes what later calls answer; hostile input never stops the process.
-  [[nodiscard]] OpenStatus open(base::PacketNumber number, base::Bytes aad, base::Bytes sealed,
-                                base::MutableBytes out);
+  [[nodiscard]] OpenStatus open(EpochBit epoch, base::PacketNumber number, base::Bytes aad,
+                                base::Bytes sealed, base::MutableBytes out);
+  // From now on packets of this epoch open as well. Whatever had its bit before is wiped.
+  void install_epoch(EpochBit epoch, SecretBuffer path_secret);
+  // Wipes the epoch's keys.
+  void retire_epoch(EpochBit epoch);
 
   const ReplayWindow& window() const { return window_; }
-  // Failed opens so far; compare with AeadProvider::forgery_bits_max().
+  // Failed opens so far.
   uint64_t auth_failures() const { return auth_failures_; }
 
  private:
+  // Keys of the newest generation, the one before and the one that was claimed last beyond it.
+  static constexpr size_t kGenerationsKept = 3;
+  struct Epoch {
+    SecretBuffer path_secret;  // empty: no such epoch
+    std::array<GenerationKey, kGenerationsKept> keys;
+  };
+
   // What can be told without any crypto; kOk when the cipher has to decide.
-  OpenStatus check(base::PacketNumber number) const;
-  // Of a generation that check() let through. Derives the next one's key if it has to.
-  GenerationKey& key_of(uint64_t generation);
-  // The next generation becomes the current one; the previous is wiped.
-  void adopt_next();
+  OpenStatus check(const Epoch& epoch, base::PacketNumber number) const;
+  // Of a generation that check() let through. Made now if it has to be.
+  GenerationKey& key_of(Epoch& epoch, uint64_t generation);
+  // A packet of a newer generation verified: keys that check() admits no more are wiped.
+  void adopt(uint64_t generation);
 
   const AeadProvider* provider_;  // of the job's suite
   base::PathId path_;             // goes into the nonce
   unsigned generation_bits_;      // log2 of the packets per generation
-  uint64_t generation_ = 0;       // newest one that a packet verified under
-  GenerationKey previous_;        // generation_ - 1; empty in generation 0
-  GenerationKey current_;         // generation_
-  GenerationKey next_;            // generation_ + 1; empty until a packet claims it
-  ReplayWindow window_;           // numbers that were opened, over all generations
+  uint64_t generation_ = 0;       // newest one that a packet verified under, in any epoch
+  std::array<Epoch, 2> epochs_;   // by EpochBit
+  ReplayWindow window_;           // numbers that were opened, over all generations and epochs
   uint64_t auth_failures_ = 0;    // opens that returned kAuthFailed
 };
 

@@ -188,15 +188,26 @@ py::bytes seal_packet(PathSealer& sealer, const py::bytes& aad,
 
 std::pair<std::string, std::optional<py::bytes>> open_packet(PathOpener& opener, uint64_t number,
                                                              const py::bytes& aad,
-                                                             const py::bytes& sealed) {
+                                                             const py::bytes& sealed,
+                                                             unsigned epoch) {
   const Bytes bytes = view_of(sealed);
   const size_t size = bytes.size() < kAuthTagBytes ? 0 : bytes.size() - kAuthTagBytes;
   OpenStatus status = OpenStatus::kAuthFailed;
   py::bytes opened = make_bytes(size, [&](base::MutableBytes out) {
-    status = opener.open(number, view_of(aad), bytes, out);
+    status = opener.open(static_cast<EpochBit>(epoch & 1), number, view_of(aad), bytes, out);
   });
   if (status != OpenStatus::kOk) return {open_status_name(status), std::nullopt};
   return {open_status_name(status), opened};
+}
+
+void begin_epoch(PathSealer& sealer, const py::bytes& secret) {
+  require_size("path secret", view_of(secret).size(), kHashBytes);
+  sealer.begin_epoch(to_secret(secret));
+}
+
+void install_epoch(PathOpener& opener, unsigned epoch, const py::bytes& secret) {
+  require_size("path secret", view_of(secret).size(), kHashBytes);
+  opener.install_epoch(static_cast<EpochBit>(epoch & 1), to_secret(secret));
 }
 
 JobKey parse_job_key(py::bytearray text) {
@@ -275,14 +286,18 @@ void bind_paths(py::module_& module) {
       .def_property_readonly("next_packet_number", &PathSealer::next_packet_number,
                              "What the next seal will use and burn.")
       .def("seal", &seal_packet, py::arg("aad"), py::arg("parts"),
-           "Seal the parts, gathered in order, as one packet.");
+           "Seal the parts, gathered in order, as one packet.")
+      .def("begin_epoch", &begin_epoch, py::arg("path_secret"),
+           "Seal with keys of the next epoch from here on.");
   py::class_<PathOpener>(module, "PathOpener", py::is_final(),
                          "Opens the packets of one path in one direction.")
       .def(py::init(&make_path<PathOpener>), py::arg("suite"), py::arg("path_secret"),
            py::arg("path_id"), py::arg("generation_bits"))
       .def_property_readonly("auth_failures", &PathOpener::auth_failures, "Failed opens so far.")
       .def("open", &open_packet, py::arg("packet_number"), py::arg("aad"), py::arg("sealed"),
-           "Return the status, and the plaintext when that is 'ok'.");
+           py::arg("epoch") = 0, "Return the status, and the plaintext when that is 'ok'.")
+      .def("install_epoch", &install_epoch, py::arg("epoch"), py::arg("path_secret"),
+           "Open packets of this epoch as well; the one before the last is forgotten.");
 }
 
 }  // namespace

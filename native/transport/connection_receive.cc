@@ -31,7 +31,7 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   const base::Bytes aad = datagram.first(wire::kHeaderBytes);
   const base::Bytes sealed = datagram.subspan(wire::kHeaderBytes);
   plaintext_.resize(sealed.size() - crypto::kAuthTagBytes);
-  const OpenStatus status = path->opener.open(header.packet_number, aad, sealed, plaintext_);
+  const OpenStatus status = path->opener.open(0, header.packet_number, aad, sealed, plaintext_);
   if (status != OpenStatus::kOk) return count_drop(status);
 
   ++shared_.traffic.packets_opened;
@@ -55,6 +55,7 @@ void Connection::count_drop(OpenStatus status) {
   DropCounters& drops = shared_.drops;
   switch (status) {
     case OpenStatus::kOk: break;
+    case OpenStatus::kUnknownEpoch: ++drops.unknown_spi; break;
     case OpenStatus::kStaleGeneration: ++drops.stale_generation; break;
     case OpenStatus::kFutureGeneration: ++drops.future_generation; break;
     case OpenStatus::kReplayDuplicate: ++drops.replay_duplicate; break;
