@@ -28,6 +28,8 @@ class Fabric:
         addresses: list[str],
         interfaces: str,
         sockets_per_interface: int,
+        port_first: int,
+        port_last: int,
         paths_per_peer: int,
         join_timeout_s: float,
         death_timeout_s: float,
@@ -53,6 +55,7 @@ class Fabric:
     def suite(self) -> str: ...
     def set_entry(self, own_entry: bytes) -> None: ...
     def stats(self) -> dict[str, int | bool | dict[str, int]]: ...
+    def paths(self) -> list[dict[str, int | float | str]]: ...
     def shutdown(self) -> None: ...
 
 class Backend(_C10dBackend):

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from . import errors
     from .errors import SecureFabricError
     from .options import Options
-    from .statistics import Stats, stats, summary
+    from .statistics import PathStats, Stats, paths, stats, summary
 
 __all__ = [
     "Options",
+    "PathStats",
     "SecureFabricError",
     "Stats",
     "__version__",
     "errors",
+    "paths",
     "stats",
     "summary",
 ]
@@ -33,8 +35,10 @@ __all__ = [
 # launchers do not pay for `import torch`.
 _HOMES = {
     "Options": "options",
+    "PathStats": "statistics",
     "SecureFabricError": "errors",
     "Stats": "statistics",
+    "paths": "statistics",
     "stats": "statistics",
     "summary": "statistics",
 }

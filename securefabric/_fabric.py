@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from . import _native, placement
+from ._addresses import advertised_addresses, parse_ports
 from ._board import Board, agree_on_group_key
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .identity import read_key_text
@@ -108,6 +109,7 @@ class ProcessFabric:
         from . import _C
 
         options = self.options
+        ports = parse_ports(options.ports)
         return _C.Fabric(
             rank=self.rank,
             world_size=self.world_size,
@@ -116,6 +118,8 @@ class ProcessFabric:
             addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
             interfaces=options.interfaces,
             sockets_per_interface=options.sockets_per_interface,
+            port_first=ports.first,
+            port_last=ports.last,
             paths_per_peer=options.paths_per_peer,
             join_timeout_s=options.join_timeout_s,
             death_timeout_s=options.death_timeout_s,
@@ -138,7 +142,7 @@ class ProcessFabric:
             boot_id=native.boot_id,
             public_key=native.public_key,
             spi_base=native.spi_base,
-            addresses=native.addresses,
+            addresses=advertised_addresses(native.addresses, self.options),
             max_datagram=native.max_datagram,
             suite=native.suite,
             policy=policy_digest(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from ._addresses import parse_advertised, parse_ports
 from .errors import ConfigError
 
 __all__ = ["Options", "options_from"]
@@ -78,6 +79,15 @@ class Options:
     sockets_per_interface: int = _setting("SECUREFABRIC_SOCKETS_PER_INTERFACE", 2, int)
     """UDP sockets on each interface; each is one end of several paths."""
 
+    ports: str = _setting("SECUREFABRIC_PORTS", "", str)
+    """UDP ports to use, "first-last", for firewalls; the ranks of a host share them. Empty: any."""
+
+    advertise: str = _setting("SECUREFABRIC_ADVERTISE", "", str)
+    """Where others reach this rank, when that is not where its sockets are: behind address
+    translation, or in a container with published ports. One item for each interface, separated by
+    commas: "ip", the ports being the same, or "ip:port", where the first of ``ports`` is reached,
+    the others following. Empty: at the sockets' own addresses."""
+
     paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 4, int)
     """Paths over which the packets to one peer are spread."""
 
@@ -118,6 +128,14 @@ class Options:
         _check_range("death_timeout_s", self.death_timeout_s, 0.1, _SECONDS_MAX)
         _check_range("heartbeat_s", self.heartbeat_s, 0.01, self.death_timeout_s / 2)
         _check_range("test_generation_bits", self.test_generation_bits, 4, GENERATION_BITS)
+        try:
+            parse_ports(self.ports)
+        except ValueError as error:
+            raise _unusable("ports", self.ports, str(error)) from None
+        try:
+            parse_advertised(self.advertise, has_ports=bool(self.ports))
+        except ValueError as error:
+            raise _unusable("advertise", self.advertise, str(error)) from None
         if self.spin not in SPIN_POLICIES:
             raise _unusable("spin", self.spin, f"choose one of {', '.join(SPIN_POLICIES)}")
         if self.job_id and not _is_job_id(self.job_id):

@@ -74,6 +74,30 @@ class Stats:
         return self.drops["auth_failed"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PathStats:
+    """One path to one peer: a pair of sockets over which this rank sends."""
+
+    peer: int
+    """The peer's rank."""
+    socket: int
+    """Number of this rank's socket, in the order of its addresses."""
+    peer_socket: int
+    """Number of the peer's socket."""
+    address: str
+    """Where the peer's socket is reached."""
+    state: str
+    """What the path is good for now; data goes over "active" ones."""
+    srtt_us: float
+    """Smoothed round-trip time; 0.0 before the first sample."""
+    window_bytes: int
+    """How much may be in flight."""
+    packets_sealed: int
+    """Datagrams of all kinds sent over it."""
+    message_bytes: int
+    """Payload sent over it, resends included."""
+
+
 def stats() -> Stats:
     """Return the counters of this process's fabric, also after its groups were destroyed.
 
@@ -81,12 +105,27 @@ def stats() -> Stats:
     """
     fabric = current_fabric()
     if fabric is None:
-        raise SecureFabricError(
-            "this process has no fabric yet: call init_process_group('securefabric') first"
-        )
+        raise _no_fabric()
     known = {"rank": fabric.rank, "world_size": fabric.world_size, "suite": fabric.suite}
     counted: dict[str, object] = {**known, **fabric.native.stats()}
     return _stats_of(counted)
+
+
+def paths() -> tuple[PathStats, ...]:
+    """Return every path to every peer that this rank has a link with, as it is now.
+
+    Empty when the fabric has ended. Raises SecureFabricError before the first group was made.
+    """
+    fabric = current_fabric()
+    if fabric is None:
+        raise _no_fabric()
+    return tuple(PathStats(**path) for path in fabric.native.paths())  # type: ignore[arg-type]
+
+
+def _no_fabric() -> SecureFabricError:
+    return SecureFabricError(
+        "this process has no fabric yet: call init_process_group('securefabric') first"
+    )
 
 
 def _stats_of(counted: Mapping[str, object]) -> Stats:

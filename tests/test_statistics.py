@@ -8,13 +8,15 @@ from fakes import SUITE
 
 from securefabric import _fabric
 from securefabric.errors import SecureFabricError
-from securefabric.statistics import Stats, stats, summary
+from securefabric.statistics import PathStats, Stats, paths, stats, summary
 
 NUMBERS = [
     field.name
     for field in dataclasses.fields(Stats)
     if field.name not in ("rank", "world_size", "suite", "gso", "gro", "drops")
 ]
+
+PATH_FIELDS = [field.name for field in dataclasses.fields(PathStats)]
 
 
 def counted(**changes: object) -> dict[str, object]:
@@ -43,6 +45,19 @@ def test_stats__takes_every_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen.rank, seen.world_size, seen.suite) == (1, 4, SUITE)
     assert {name: getattr(seen, name) for name in NUMBERS} == values
     assert seen.auth_failures == 7
+
+
+def test_paths__takes_what_the_core_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as none_yet:
+        none_yet.setattr(_fabric, "_current", None)
+        with pytest.raises(SecureFabricError, match="init_process_group"):
+            paths()
+    known = {name: position for position, name in enumerate(PATH_FIELDS)}
+    fabric = SimpleNamespace(native=SimpleNamespace(paths=lambda: [known, known]))
+    monkeypatch.setattr(_fabric, "_current", fabric)
+    first, second = paths()
+    assert first == second
+    assert dataclasses.asdict(first) == known
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "gso", "gro", "drops"])

@@ -65,6 +65,25 @@ size_t datagram_bytes_for(const LocalAddress& local) {
   return payload - payload % transport::kFragmentAlignment;
 }
 
+// Binds to the first port of the configured range that can be had: the sockets of a rank, and ranks
+// that share a host, share the range.
+Result<UdpSocket> bind_in_range(const LocalAddress& local, const FabricConfig& config,
+                                const UdpSocketOptions& options) {
+  if (config.port_first == 0) return UdpSocket::bind(local.address, options);
+  Result<UdpSocket> socket = Error{ErrorCode::kConfig, "the range is empty"};
+  for (uint32_t port = config.port_first; port <= config.port_last; ++port) {
+    socket = UdpSocket::bind(local.address.with_port(static_cast<uint16_t>(port)), options);
+    if (socket || socket.error().code != ErrorCode::kConfig) return socket;
+  }
+  return Error{ErrorCode::kConfig, "none of the UDP ports " + std::to_string(config.port_first) +
+                                       " to " + std::to_string(config.port_last) +
+                                       " (SECUREFABRIC_PORTS) can be had on " +
+                                       local.address.ip_text() + " (" + socket.error().message +
+                                       "); each rank of this host needs " +
+                                       std::to_string(config.sockets_per_interface) +
+                                       " on each interface: widen the range"};
+}
+
 Duration spin_for(const FabricConfig& config) {
   if (config.spin == "never") return Duration();
   const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
@@ -98,7 +117,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   socket_options.use_gro = config.use_gro;
   for (const LocalAddress& local : locals.value()) {
     for (size_t i = 0; i < config.sockets_per_interface; ++i) {
-      auto socket = UdpSocket::bind(local.address, socket_options);
+      auto socket = bind_in_range(local, config, socket_options);
       if (!socket) return socket.error();
       fabric->addresses_.push_back(socket.value().local_address());
       fabric->uses_gro_ = socket.value().grants().has_gro;
@@ -320,6 +339,14 @@ FabricStats Fabric::stats() {
     }
   });
   return stats;
+}
+
+std::vector<std::pair<Rank, std::vector<transport::PathReport>>> Fabric::paths() {
+  std::vector<std::pair<Rank, std::vector<transport::PathReport>>> reports;
+  if (crypto::forked_child()) return reports;
+  (void)driver_->run(
+      [&](collective::Engine& engine, Instant) { reports = engine.endpoint().paths(); });
+  return reports;
 }
 
 void Fabric::shutdown() {

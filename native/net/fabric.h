@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -28,6 +29,8 @@ struct FabricConfig {
   std::vector<std::string> addresses;  // IPs to bind; empty: by `interfaces`
   std::string interfaces;              // grammar of SECUREFABRIC_SOCKET_IFNAME; empty: default
   size_t sockets_per_interface = 2;    // UDP sockets bound on each address
+  uint16_t port_first = 0;             // sockets take free ports from here; 0: any port
+  uint16_t port_last = 0;              // up to here, inclusive; at least port_first
   size_t paths_per_peer = 4;           // sending paths to each peer
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
@@ -88,6 +91,8 @@ class Fabric {
 
   Driver& driver() { return *driver_; }
   FabricStats stats();
+  // Every path to every peer with a link, as it is now; none when the fabric has ended.
+  std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>> paths();
 
   // Any thread but the resolver's, idempotent, nothing in a forked child. Bounded: it drains for a
   // few seconds and waits for one call of Resolve.

@@ -100,14 +100,12 @@ struct FabricHandle {
   bool eager_connect = false;
 };
 
-std::unique_ptr<FabricHandle> make_fabric(uint32_t rank, uint32_t world_size,
-                                          uint32_t local_world_size, const py::bytearray& key_text,
-                                          std::vector<std::string> addresses,
-                                          std::string interfaces, size_t sockets_per_interface,
-                                          size_t paths_per_peer, double join_timeout_s,
-                                          double death_timeout_s, double heartbeat_s, bool gso,
-                                          bool gro, std::string spin, bool eager_connect,
-                                          unsigned generation_bits, py::object resolve) {
+std::unique_ptr<FabricHandle> make_fabric(
+    uint32_t rank, uint32_t world_size, uint32_t local_world_size, const py::bytearray& key_text,
+    std::vector<std::string> addresses, std::string interfaces, size_t sockets_per_interface,
+    uint16_t port_first, uint16_t port_last, size_t paths_per_peer, double join_timeout_s,
+    double death_timeout_s, double heartbeat_s, bool gso, bool gro, std::string spin,
+    bool eager_connect, unsigned generation_bits, py::object resolve) {
   net::FabricConfig config;
   config.rank = base::Rank{rank};
   config.world_size = world_size;
@@ -115,6 +113,8 @@ std::unique_ptr<FabricHandle> make_fabric(uint32_t rank, uint32_t world_size,
   config.addresses = std::move(addresses);
   config.interfaces = std::move(interfaces);
   config.sockets_per_interface = sockets_per_interface;
+  config.port_first = port_first;
+  config.port_last = port_last;
   config.paths_per_peer = paths_per_peer;
   config.join_timeout = from_seconds(join_timeout_s);
   config.death_timeout = from_seconds(death_timeout_s);
@@ -182,6 +182,27 @@ py::dict stats_dict(const net::FabricStats& stats) {
   return out;
 }
 
+py::list path_list(
+    const std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>>& peers) {
+  py::list out;
+  for (const auto& [rank, paths] : peers) {
+    for (const transport::PathReport& path : paths) {
+      py::dict one;
+      one["peer"] = rank.value;
+      one["socket"] = path.id.sender_socket();
+      one["peer_socket"] = path.id.receiver_socket();
+      one["address"] = path.to.to_text();
+      one["state"] = transport::path_state_name(path.state);
+      one["srtt_us"] = path.srtt_us;
+      one["window_bytes"] = path.window_bytes;
+      one["packets_sealed"] = path.packets_sealed;
+      one["message_bytes"] = path.message_bytes;
+      out.append(std::move(one));
+    }
+  }
+  return out;
+}
+
 std::vector<std::string> address_texts(const net::Fabric& fabric) {
   std::vector<std::string> texts;
   for (const base::SocketAddress& address : fabric.addresses()) texts.push_back(address.to_text());
@@ -202,10 +223,11 @@ void bind_fabric(py::module_& module) {
   py::class_<FabricHandle>(module, "Fabric")
       .def(py::init(&make_fabric), py::kw_only(), py::arg("rank"), py::arg("world_size"),
            py::arg("local_world_size"), py::arg("job_key_text"), py::arg("addresses"),
-           py::arg("interfaces"), py::arg("sockets_per_interface"), py::arg("paths_per_peer"),
-           py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
-           py::arg("gso"), py::arg("gro"), py::arg("spin"), py::arg("eager_connect"),
-           py::arg("generation_bits"), py::arg("resolve"))
+           py::arg("interfaces"), py::arg("sockets_per_interface"), py::arg("port_first"),
+           py::arg("port_last"), py::arg("paths_per_peer"), py::arg("join_timeout_s"),
+           py::arg("death_timeout_s"), py::arg("heartbeat_s"), py::arg("gso"), py::arg("gro"),
+           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"),
+           py::arg("resolve"))
       .def_property_readonly("public_key",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",
@@ -233,6 +255,15 @@ void bind_fabric(py::module_& module) {
                stats = h.fabric->stats();
              }
              return stats_dict(stats);
+           })
+      .def("paths",
+           [](FabricHandle& h) {
+             std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>> peers;
+             {
+               const py::gil_scoped_release unlocked;
+               peers = h.fabric->paths();
+             }
+             return path_list(peers);
            })
       .def(
           "shutdown", [](FabricHandle& h) { h.fabric->shutdown(); },

@@ -6,6 +6,7 @@
 
 #include <condition_variable>
 #include <map>
+#include <set>
 #include <stdexcept>
 
 #include "net/job_fixture.h"
@@ -153,6 +154,33 @@ TEST(Fabric, make__refuses_addresses_that_cannot_be_bound) {
   config.addresses = {};
   config.interfaces = "=no_such_interface";
   EXPECT_FALSE(Fabric::make(config, make_job_key(), {}));
+}
+
+TEST(Fabric, make__takes_free_ports_of_the_range_until_there_is_none) {
+  // Where it begins does not matter: a port that somebody else has is passed over.
+  constexpr uint16_t kFirst = 29'000;
+  constexpr size_t kPorts = 7;
+  FabricConfig config = config_of(0, 1);
+  config.port_first = kFirst;
+  config.port_last = kFirst + kPorts - 1;
+  std::vector<std::shared_ptr<Fabric>> fabrics;
+  std::set<uint16_t> ports;
+  for (size_t i = 0; i <= kPorts; ++i) {
+    auto fabric = Fabric::make(config, make_job_key(), {});
+    if (!fabric) {
+      EXPECT_EQ(fabric.error().code, ErrorCode::kConfig);
+      EXPECT_NE(fabric.error().message.find("SECUREFABRIC_PORTS"), std::string::npos);
+      EXPECT_GE(fabrics.size(), 1u);
+      return;
+    }
+    for (const base::SocketAddress& address : fabric.value()->addresses()) {
+      EXPECT_GE(address.port(), config.port_first);
+      EXPECT_LE(address.port(), config.port_last);
+      EXPECT_TRUE(ports.insert(address.port()).second);
+    }
+    fabrics.push_back(std::move(fabric).value());
+  }
+  FAIL() << "more sockets than ports";
 }
 
 TEST(Fabric, make__refuses_too_many_sockets) {
