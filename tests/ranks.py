@@ -6,7 +6,9 @@ store along. Every run is bounded in time; what still lives then is killed and r
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import queue
 import time
@@ -17,6 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
+from testbed.namespaces import Bed
 from torch._C._distributed_c10d import TCPStore
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -45,13 +48,19 @@ def run_ranks(
     timeout_s: float = 90.0,
     absent: frozenset[int] = frozenset(),
     meanwhile: Callable[[dict[int, Any]], None] | None = None,
+    bed: Bed | None = None,
 ) -> list[Outcome]:
     """Call ``function(rank, *args)`` in ``world_size`` processes and return their outcomes.
 
     ``absent`` ranks are never started. ``meanwhile`` runs in the parent while the ranks do, with
-    the processes by rank. The function joins the job itself, see ``join``.
+    the processes by rank. On a ``bed`` the ranks take turns over its hosts. The function joins the
+    job itself, see ``join``.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # A helper that outlives the run, so it must not be born on a host of the bed.
+    multiprocessing.resource_tracker.ensure_running()
+    master = "127.0.0.1" if bed is None else bed.hosts[0].management
+    with contextlib.nullcontext() if bed is None else bed.hosts[0].entered():
+        store = TCPStore(master, 0, is_master=True, wait_for_workers=False)
     results: Any = _SPAWN.Queue()
     processes: dict[int, Any] = {}
     for rank in range(world_size):
@@ -63,17 +72,19 @@ def run_ranks(
             "WORLD_SIZE": str(world_size),
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": master,
             "MASTER_PORT": str(store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "SECUREFABRIC_KEY_FILE": key_file,
             "OMP_NUM_THREADS": "1",
+            **({} if bed is None else bed.environment(rank, world_size)),
             **own,
         }
         processes[rank] = _SPAWN.Process(
             target=_child, args=(function, rank, args, settings, results), daemon=True
         )
-        processes[rank].start()
+        with contextlib.nullcontext() if bed is None else bed.host_of(rank).entered():
+            processes[rank].start()
     if meanwhile is not None:
         meanwhile(processes)
     return _collect(processes, results, world_size, time.monotonic() + timeout_s)
