@@ -24,6 +24,7 @@ class Fabric:
         rank: int,
         world_size: int,
         local_world_size: int,
+        suite: str,
         job_key_text: bytearray,
         addresses: list[str],
         interfaces: str,

@@ -8,12 +8,14 @@ keep the store's server alive.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from .errors import DuplicateRank, IdentityError, JoinTimeout, StoreUnavailable
+from .hybrid import knock
 from .roster import PeerEntry, Roster
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = ["Board", "agree_on_group_key"]
 T = TypeVar("T")
 
 _ENTRY: Final = "securefabric/entry/{rank}"
+_KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
 
@@ -74,10 +77,33 @@ class Board:
             entry = self._ask(lambda: self._entry_of(rank))
         if own is not None:
             self._roster.check_not_replaced(own)
-        return None if entry is None else self._roster.verify(rank, entry)
+        if entry is None:
+            return None
+        peer = self._roster.verify(rank, entry)
+        return self._agree_by_kem(peer) if self._roster.has_kem else peer
+
+    def _agree_by_kem(self, peer: PeerEntry) -> PeerEntry | None:
+        """Complete a peer by the secret that ML-KEM shares with it; None while there is none."""
+        own = self._roster.own.rank
+        key = _KEM.format(low=min(own, peer.rank), high=max(own, peer.rank))
+        secret: bytearray | None = None
+        if own < peer.rank:
+            record, secret = self._roster.encapsulate(peer)
+            with self._lock:
+                self._ask(lambda: self._store.set(key, record))
+        else:
+            with self._lock:
+                found = self._ask(lambda: self._value_of(key))
+            if found is not None:
+                secret = self._roster.decapsulate(peer, found)
+            if secret is None:  # the peer may not know yet that it is wanted
+                knock(own_rank=own, spi_base=peer.spi_base, addresses=peer.addresses)
+        return dataclasses.replace(peer, kem_secret=secret) if secret else None
 
     def _entry_of(self, rank: int) -> bytes | None:
-        key = _ENTRY.format(rank=rank)
+        return self._value_of(_ENTRY.format(rank=rank))
+
+    def _value_of(self, key: str) -> bytes | None:
         return self._store.get(key) if self._store.check([key]) else None
 
     def _refuse_claimed(self, standing: bytes) -> None:

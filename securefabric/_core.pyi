@@ -37,6 +37,7 @@ def link_secret(
     peer_entry: bytes,
     own_is_low: bool,
     job_secret: bytes,
+    kem_secret: bytes = b"",
 ) -> bytes: ...
 def path_secret(link: bytes, from_rank: int, to_rank: int, epoch: int, path_id: int) -> bytes: ...
 

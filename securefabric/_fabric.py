@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
 from ._board import Board, agree_on_group_key
+from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
-from .identity import read_key_text
+from .hybrid import HybridKeys
+from .identity import Identity, PskIdentity, read_key_text
 from .options import Options
-from .roster import PROTOCOL_VERSION, Credential, EntryBody, PeerEntry, Roster, policy_digest
+from .roster import PROTOCOL_VERSION, EntryBody, PeerEntry, Roster, policy_digest
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
     from . import _C
+    from ._core import JobKey
 
 __all__ = ["ProcessFabric", "current_fabric", "fabric_for"]
 
@@ -38,9 +41,12 @@ class ProcessFabric:
         self._pid = os.getpid()
         self._world_board: Board | None = None
         self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
-        credential, self.native = self._make_native(is_one_host)
+        identity, self.native = self._make_native(is_one_host)
         self.suite = self.native.suite
-        self.roster = Roster(credential, self._own_body())
+        # Without a job key nothing else would outlast a break of X25519.
+        has_kem = options.post_quantum or not options.key_file
+        hybrid = HybridKeys(identity) if has_kem else None
+        self.roster = Roster(identity, self._own_body(identity, hybrid), hybrid)
         self.native.set_entry(self.roster.own_entry)
 
     def join_group(
@@ -91,13 +97,21 @@ class ProcessFabric:
         if os.getpid() == self._pid:
             self.native.shutdown()
 
-    def _make_native(self, is_one_host: bool) -> tuple[Credential, _C.Fabric]:
+    def _make_native(self, is_one_host: bool) -> tuple[Identity, _C.Fabric]:
         _native.check_torch_version()
-        path = self.options.key_file
-        text = read_key_text(path)
+        options = self.options
+        path = options.key_file
+        text = bytearray() if options.uses_certificates and not path else read_key_text(path)
         try:
-            credential = _parsed(bytearray(text), path)
-            return credential, self._make_fabric(text, is_one_host)
+            job_key = _parsed(bytearray(text), path) if text else None
+            suite = options.suite_for(job_key.suite if job_key else None)
+            identity: Identity
+            if options.uses_certificates:
+                identity = CertificateIdentity.load(options, self.rank, job_key)
+            else:
+                assert job_key is not None
+                identity = PskIdentity(job_key, self.rank)
+            return identity, self._make_fabric(suite, text, is_one_host)
         except ValueError as error:  # the core's word for a bad setting
             raise ConfigError(str(error)) from None
         except RuntimeError as error:
@@ -105,7 +119,7 @@ class ProcessFabric:
         finally:
             text[:] = bytes(len(text))
 
-    def _make_fabric(self, job_key_text: bytearray, is_one_host: bool) -> _C.Fabric:
+    def _make_fabric(self, suite: str, job_key_text: bytearray, is_one_host: bool) -> _C.Fabric:
         from . import _C
 
         options = self.options
@@ -114,6 +128,7 @@ class ProcessFabric:
             rank=self.rank,
             world_size=self.world_size,
             local_world_size=_local_world_size(self.world_size, is_one_host),
+            suite=suite,
             job_key_text=job_key_text,
             addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
             interfaces=options.interfaces,
@@ -132,11 +147,13 @@ class ProcessFabric:
             resolve=self.resolve,
         )
 
-    def _own_body(self) -> EntryBody:
+    def _own_body(self, identity: Identity, hybrid: HybridKeys | None) -> EntryBody:
         native = self.native
+        # A certificate says itself which job it is for.
+        certified = identity.job if isinstance(identity, CertificateIdentity) else None
         return EntryBody(
             version=PROTOCOL_VERSION,
-            job=self.options.effective_job_id(),
+            job=certified or self.options.effective_job_id(),
             rank=self.rank,
             world_size=self.world_size,
             boot_id=native.boot_id,
@@ -145,8 +162,12 @@ class ProcessFabric:
             addresses=advertised_addresses(native.addresses, self.options),
             max_datagram=native.max_datagram,
             suite=native.suite,
+            kem_key=b"" if hybrid is None else hybrid.public_key,
             policy=policy_digest(
-                suite=native.suite, generation_bits=self.options.test_generation_bits
+                identity=identity.mode,
+                suite=native.suite,
+                generation_bits=self.options.test_generation_bits,
+                has_kem=hybrid is not None,
             ),
         )
 
@@ -187,7 +208,7 @@ def fabric_for(
     return _current
 
 
-def _parsed(text: bytearray, path: str) -> Credential:
+def _parsed(text: bytearray, path: str) -> JobKey:
     from ._core import JobKey
 
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
-from .errors import ConfigError
+from .errors import ConfigError, SecureFabricError
 from .identity import read_key_text
 from .options import Options
 
@@ -113,6 +113,10 @@ def _receive_buffer() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     options = Options()
     yield Finding(topic="settings", detail="the SECUREFABRIC_* variables are valid")
+    if options.uses_certificates:
+        yield _certificate(options)
+        if not options.key_file:
+            return
     try:
         text = read_key_text(options.key_file)
     except ConfigError as error:
@@ -123,6 +127,20 @@ def _settings() -> Iterator[Finding]:
 
     key = _core.JobKey(text)
     yield Finding(topic="job key", detail=f"{options.key_file}: {key.key_id}, {key.suite}")
+
+
+def _certificate(options: Options) -> Finding:
+    from .certificates import CertificateIdentity, own_certificate_paths
+
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        identity = CertificateIdentity.load(options, rank, None)
+        path, _ = own_certificate_paths(options, rank)
+    except SecureFabricError as error:
+        return Finding(topic="certificate", detail=str(error), verdict="FAIL")
+    until = f"{identity.expires:%Y-%m-%d %H:%M} UTC"
+    detail = f"{path}: rank {rank} of job {identity.job}, valid until {until}"
+    return Finding(topic="certificate", detail=detail)
 
 
 def _interfaces() -> Iterator[Finding]:

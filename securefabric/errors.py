@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING
 __all__ = [
     "AuthError",
     "BadRank",
+    "CertificateError",
+    "CertificateExpired",
+    "CertificateMismatch",
+    "CertificateUntrusted",
     "ConfigError",
     "DuplicateRank",
     "ForkError",
@@ -59,8 +63,24 @@ class AuthError(IdentityError):
     """A roster entry's evidence does not verify: another job key, or an entry that was altered."""
 
 
+class CertificateError(IdentityError):
+    """A certificate is not of the kind that a rank needs."""
+
+
+class CertificateExpired(CertificateError):
+    """A certificate is expired or not yet valid, by this host's clock."""
+
+
+class CertificateMismatch(CertificateError):
+    """A certificate is valid, but for another rank, job or trust domain."""
+
+
+class CertificateUntrusted(CertificateError):
+    """A certificate does not lead to a CA of the job."""
+
+
 class JobMismatch(IdentityError):
-    """A peer holds the job key but belongs to another job, or to a world of another size."""
+    """A peer proved its identity but belongs to another job, or to a world of another size."""
 
 
 class PolicyMismatch(IdentityError):

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from ._addresses import parse_advertised, parse_ports
 from .errors import ConfigError
+from .identity import SUITES
 
 __all__ = ["Options", "options_from"]
 
@@ -68,6 +69,25 @@ class Options:
 
     job_id: str = _setting("SECUREFABRIC_JOB_ID", "", str)
     """Tells apart jobs that share a key; empty: torchrun's run id, Slurm's job id or "default"."""
+
+    cert_file: str = _setting("SECUREFABRIC_CERT_FILE", "", str)
+    """This rank's certificate (PEM), intermediates behind it; "{rank}" stands for the rank.
+
+    With it ranks prove themselves by certificates, and need no job key. Makers: ``securefabric ca``
+    or a SPIFFE agent.
+    """
+
+    cert_key_file: str = _setting("SECUREFABRIC_CERT_KEY_FILE", "", str)
+    """The private key of cert_file (PEM, ECDSA); empty: cert_file's name with ".key" for ".pem"."""
+
+    ca_file: str = _setting("SECUREFABRIC_CA_FILE", "", str)
+    """The CAs (PEM) that vouch for the certificates of all ranks: SPIFFE's trust bundle."""
+
+    suite: str = _setting("SECUREFABRIC_SUITE", "", str)
+    """The cipher suite, where no job key says it; empty: "aes-256-gcm"."""
+
+    post_quantum: bool = _setting("SECUREFABRIC_POST_QUANTUM", False, _flag)
+    """Let the keys of every link depend on ML-KEM-768 as well; always on without a job key."""
 
     interfaces: str = _setting("SECUREFABRIC_SOCKET_IFNAME", "", str)
     """Network interfaces, in NCCL's grammar: "eth,ib" prefixes, "=eth0" exact, "^docker" exclude.
@@ -138,9 +158,22 @@ class Options:
             raise _unusable("advertise", self.advertise, str(error)) from None
         if self.spin not in SPIN_POLICIES:
             raise _unusable("spin", self.spin, f"choose one of {', '.join(SPIN_POLICIES)}")
+        if self.suite and self.suite not in SUITES:
+            raise _unusable("suite", self.suite, f"choose one of {', '.join(SUITES)}")
         if self.job_id and not _is_job_id(self.job_id):
             why = f"it must be printable and have at most {JOB_ID_BYTES_MAX} bytes"
             raise _unusable("job_id", self.job_id, why)
+
+    @property
+    def uses_certificates(self) -> bool:
+        """Whether ranks prove themselves by certificates."""
+        return bool(self.cert_file or self.cert_key_file or self.ca_file)
+
+    def suite_for(self, key_suite: str | None) -> str:
+        """Return the suite of the job, given that of its key. Raises ConfigError if they differ."""
+        if key_suite is not None and self.suite not in ("", key_suite):
+            raise _unusable("suite", self.suite, f"the job key says {key_suite}")
+        return key_suite or self.suite or SUITES[0]
 
     def effective_job_id(self) -> str:
         """Return job_id or, when it is empty, what the launcher calls this job."""

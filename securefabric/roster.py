@@ -2,6 +2,7 @@
 
     own:   EntryBody -> encode_body -> evidence over it -> encode_entry -> the store
     peer:  the store -> split_entry -> evidence verified -> decode_body -> checks -> PeerEntry
+    link:  where the job has a KEM: the store -> HybridKeys -> PeerEntry.kem_secret
 
 The store is not trusted: it can deny service and nothing more. An entry is cut into its parts by a
 strict decoder first; its body is decoded only after the evidence over it verified. All encoding is
@@ -17,57 +18,33 @@ import ipaddress
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-import cbor2
+from . import _cbor
+from .errors import BadRank, DuplicateRank, JobMismatch, MalformedEntry, PolicyMismatch
+from .hybrid import KEM, HybridKeys
+from .hybrid import PUBLIC_KEY_BYTES as KEM_KEY_BYTES
+from .identity import Identity
 
-from .errors import (
-    AuthError,
-    BadRank,
-    DuplicateRank,
-    JobMismatch,
-    MalformedEntry,
-    PolicyMismatch,
-)
-
-__all__ = ["Credential", "EntryBody", "PeerEntry", "Roster", "policy_digest"]
+__all__ = ["EntryBody", "PeerEntry", "Roster", "policy_digest"]
 
 PROTOCOL_VERSION: Final = 1
-IDENTITY: Final = "psk"
+IDENTITY_MODES: Final = frozenset({"psk", "x509", "x509+psk"})
 PADDING: Final = "none"
 
-# A body has about 250 bytes and 25 per address; 4 KB hold a host with 60 sockets twice over.
-ENTRY_BYTES_MAX: Final = 4096
+# A body has about 250 bytes, 25 per address and 1.2 KB with a KEM; a certificate 0.5 to 2 KB.
+ENTRY_BYTES_MAX: Final = 16 * 1024
 ADDRESSES_MAX: Final = 128
 JOB_ID_BYTES_MAX: Final = 64
 WORLD_SIZE_MAX: Final = 1 << 20
 BOOT_ID_BYTES: Final = 16
 PUBLIC_KEY_BYTES: Final = 32
 DIGEST_BYTES: Final = 32
-EVIDENCE_BYTES: Final = 32
 DATAGRAM_BYTES_MIN: Final = 1200  # transport/limits.h
 DATAGRAM_BYTES_MAX: Final = 65_507  # the largest UDP payload there is
 
 # Evidence is over this and the body: it can never pass for evidence of anything else.
 _EVIDENCE_CONTEXT: Final = b"sf1 roster entry\0"
-
-
-class Credential(Protocol):
-    """What proves membership: ``_core.JobKey``."""
-
-    @property
-    def key_id(self) -> str:
-        """Sixteen hexadecimal digits that name the key and reveal nothing of it."""
-
-    @property
-    def suite(self) -> str:
-        """The cipher suite of the job."""
-
-    def evidence(self, message: bytes) -> bytes:
-        """Return 32 bytes that only a holder of the key can make for this message."""
-
-    def verify_evidence(self, message: bytes, evidence: bytes) -> bool:
-        """Whether ``evidence`` was made for this message, compared in constant time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +71,8 @@ class EntryBody:
     """The largest UDP payload that the process takes, in bytes."""
     suite: str
     """The cipher suite."""
+    kem_key: bytes
+    """ML-KEM-768, 1184 bytes, drawn as public_key was; empty where the job has no KEM."""
     policy: bytes
     """The digest of everything else that all ranks must have in common (policy_digest)."""
 
@@ -110,6 +89,10 @@ class PeerEntry:
     max_datagram: int
     entry_bytes: bytes
     """The whole entry as published: both ends hash it into the keys of their link."""
+    kem_key: bytes = b""
+    """ML-KEM-768; empty where the job has no KEM."""
+    kem_secret: bytearray = dataclasses.field(default_factory=bytearray, repr=False)
+    """What both ends share by ML-KEM; the core takes and wipes it. Empty where there is no KEM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +105,17 @@ class _SplitEntry:
     evidence: bytes
 
 
-def policy_digest(*, suite: str, generation_bits: int) -> bytes:
+def policy_digest(*, identity: str, suite: str, generation_bits: int, has_kem: bool) -> bytes:
     """Return the digest of what must be equal on all ranks, so that nothing is negotiated."""
     policy = {
+        "identity": identity,
+        "kem": KEM if has_kem else "none",
         "version": PROTOCOL_VERSION,
         "suite": suite,
         "padding": PADDING,
         "generation_bits": generation_bits,
     }
-    return hashlib.sha256(_encode(policy)).digest()
+    return hashlib.sha256(_cbor.encode(policy)).digest()
 
 
 class Roster:
@@ -139,10 +124,14 @@ class Roster:
     Calls may come from several threads.
     """
 
-    def __init__(self, credential: Credential, own: EntryBody) -> None:
+    def __init__(
+        self, identity: Identity, own: EntryBody, hybrid: HybridKeys | None = None
+    ) -> None:
         self.own = own
-        self.own_entry = encode_entry(credential, own)
-        self._credential = credential
+        self.own_entry = encode_entry(identity, own)
+        self.has_kem = hybrid is not None
+        self._identity = identity
+        self._hybrid = hybrid
         self._lock = threading.Lock()
         # Who holds which boot id and public key; no two ranks may share one. A peer that restarts
         # brings new ones; its old ones stay, so that nobody else can ever bring them.
@@ -166,7 +155,27 @@ class Roster:
             addresses=body.addresses,
             max_datagram=body.max_datagram,
             entry_bytes=entry,
+            kem_key=body.kem_key,
         )
+
+    def encapsulate(self, peer: PeerEntry) -> tuple[bytes, bytearray]:
+        """Return the record for a verified peer of higher rank, and the secret that it shares.
+
+        The secret is empty when it has been given out before.
+        """
+        assert self._hybrid is not None
+        with self._lock:
+            return self._hybrid.encapsulate(self.own_entry, peer.entry_bytes, peer.kem_key)
+
+    def decapsulate(self, peer: PeerEntry, record: bytes) -> bytearray | None:
+        """Return the secret that a verified peer of lower rank shares by this record.
+
+        None when the record is of another incarnation. Raises an IdentityError for a record that
+        the peer did not write.
+        """
+        assert self._hybrid is not None
+        with self._lock:
+            return self._hybrid.decapsulate(peer.rank, self.own_entry, peer.entry_bytes, record)
 
     def check_not_replaced(self, entry: bytes) -> None:
         """Raise DuplicateRank when ``entry``, stored for our own rank, is another process's.
@@ -185,22 +194,14 @@ class Roster:
             )
 
     def _check_evidence(self, rank: int, split: _SplitEntry) -> None:
-        if split.identity != IDENTITY:
+        if split.identity != self._identity.mode:
             raise PolicyMismatch(
-                f"rank {rank} proves its identity by {split.identity!r}, this rank by {IDENTITY!r}"
+                f"rank {rank} proves its identity by {split.identity!r}, this rank (rank "
+                f"{self.own.rank}) by {self._identity.mode!r}; set SECUREFABRIC_KEY_FILE and "
+                "SECUREFABRIC_CERT_FILE on all ranks or on none"
             )
-        if self._credential.verify_evidence(_EVIDENCE_CONTEXT + split.body, split.evidence):
-            return
-        own_id = self._credential.key_id
-        if split.key_id != own_id:
-            raise AuthError(
-                f"rank {rank} joined with job key {split.key_id}, this rank (rank {self.own.rank}) "
-                f"holds {own_id}; give both the same key file (SECUREFABRIC_KEY_FILE)"
-            )
-        raise AuthError(
-            f"the entry of rank {rank} in the store is not from a holder of job key {own_id}: "
-            "it was altered on its way, or the key files differ under one id; "
-            "give every host the same key file and restart"
+        self._identity.check_evidence(
+            rank, split.key_id, _EVIDENCE_CONTEXT + split.body, split.evidence
         )
 
     def _check_membership(self, rank: int, body: EntryBody) -> None:
@@ -219,8 +220,10 @@ class Roster:
             raise PolicyMismatch(
                 f"rank {rank} at {_at(body)} has another packet policy (padding {PADDING!r} and "
                 f"the packets per key are ours): start all ranks with the same version and the "
-                "same SECUREFABRIC_TEST_GENERATION_BITS"
+                "same SECUREFABRIC_POST_QUANTUM and SECUREFABRIC_TEST_GENERATION_BITS"
             )
+        if bool(body.kem_key) != self.has_kem:
+            raise _malformed(rank, "its kem_key is not what its policy says")
         if body.rank >= body.world_size or body.rank != rank:
             raise BadRank(
                 f"the store's entry for rank {rank} claims rank {body.rank} of {body.world_size}, "
@@ -243,22 +246,23 @@ class Roster:
                     )
 
 
-def encode_entry(credential: Credential, body: EntryBody) -> bytes:
+def encode_entry(identity: Identity, body: EntryBody) -> bytes:
     """Return the entry to publish: identity mode, key id, body and evidence over the body."""
     encoded = encode_body(body)
-    evidence = credential.evidence(_EVIDENCE_CONTEXT + encoded)
-    entry = _encode([IDENTITY, credential.key_id, encoded, evidence])
+    evidence = identity.evidence(_EVIDENCE_CONTEXT + encoded)
+    entry = _cbor.encode([identity.mode, identity.key_id, encoded, evidence])
     if len(entry) > ENTRY_BYTES_MAX:
         raise MalformedEntry(
             f"this rank's entry has {len(entry)} bytes, more than {ENTRY_BYTES_MAX}: it has "
-            f"{len(body.addresses)} sockets; choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME)"
+            f"{len(body.addresses)} sockets; choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME) "
+            "or a shorter chain of certificates (SECUREFABRIC_CERT_FILE)"
         )
     return entry
 
 
 def encode_body(body: EntryBody) -> bytes:
     """Return the canonical CBOR map of the fields."""
-    return _encode(dataclasses.asdict(body))
+    return _cbor.encode(dataclasses.asdict(body))
 
 
 def split_entry(rank: int, entry: bytes) -> _SplitEntry:
@@ -270,9 +274,9 @@ def split_entry(rank: int, entry: bytes) -> _SplitEntry:
         raise _malformed(rank, "not the four parts of an entry")
     split = _SplitEntry(identity=parts[0], key_id=parts[1], body=parts[2], evidence=parts[3])
     # Both texts end up in messages; neither is verified.
-    if len(split.identity) > 16 or not split.identity.isalnum():
+    if split.identity not in IDENTITY_MODES:
         raise _malformed(rank, "no name of an identity mode")
-    if len(split.key_id) != 16 or not set(split.key_id) <= set("0123456789abcdef"):
+    if len(split.key_id) not in (0, 16) or not set(split.key_id) <= set("0123456789abcdef"):
         raise _malformed(rank, "no key id")
     return split
 
@@ -341,30 +345,16 @@ _RULES: Final[dict[str, tuple[type, Callable[..., bool]]]] = {
     "addresses": (list, _are_addresses),
     "max_datagram": (int, _is_between(DATAGRAM_BYTES_MIN, DATAGRAM_BYTES_MAX)),
     "suite": (str, _is_label(32)),
+    "kem_key": (bytes, lambda value: len(value) in (0, KEM_KEY_BYTES)),
     "policy": (bytes, _has_bytes(DIGEST_BYTES)),
 }
 
 
-def _encode(value: object) -> bytes:
-    return cbor2.dumps(value, canonical=True)
-
-
 def _decode(rank: int, encoded: bytes) -> object:
-    """Decode bytes that anybody may have written; whatever is not canonical is refused."""
     try:
-        value: object = cbor2.loads(
-            encoded,
-            max_depth=3,
-            allow_indefinite=False,
-            allow_duplicate_keys=False,
-            strict_hashable_types=True,
-        )
-        is_canonical = _encode(value) == encoded
-    except Exception as error:  # what decoders of semantic tags raise is not bounded by cbor2
-        raise _malformed(rank, f"not CBOR ({type(error).__name__})") from None
-    if not is_canonical:
-        raise _malformed(rank, "not canonical CBOR")
-    return value
+        return _cbor.decode(encoded)
+    except ValueError as error:
+        raise _malformed(rank, str(error)) from None
 
 
 def _malformed(rank: int, what: str) -> MalformedEntry:

@@ -7,10 +7,12 @@ import hashlib
 import hmac
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from torch._C._distributed_c10d import Store
 
 from securefabric._core import JobKey
+from securefabric.identity import PskIdentity
 from securefabric.roster import EntryBody, PeerEntry, policy_digest
 
 SUITE = "aes-256-gcm"
@@ -19,17 +21,22 @@ KEY_ID = "00112233445566ff"
 
 @dataclasses.dataclass(frozen=True)
 class FakeCredential:
-    """Proves membership with an HMAC in Python."""
+    """``_core.JobKey``: proves membership with an HMAC in Python."""
 
     key: bytes = b"k" * 32
     key_id: str = KEY_ID
     suite: str = SUITE
+    mode: str = "psk"
 
     def evidence(self, message: bytes) -> bytes:
         return hmac.digest(self.key, message, "sha256")
 
     def verify_evidence(self, message: bytes, evidence: bytes) -> bool:
         return hmac.compare_digest(self.evidence(message), evidence)
+
+    def check_evidence(self, rank: int, key_id: str, message: bytes, evidence: bytes) -> None:
+        job_key: Any = self
+        PskIdentity(job_key, 0).check_evidence(rank, key_id, message, evidence)
 
 
 def make_body(rank: int = 0, **changes: object) -> EntryBody:
@@ -45,7 +52,8 @@ def make_body(rank: int = 0, **changes: object) -> EntryBody:
         addresses=[f"10.0.0.{rank + 1}:4000", f"[fd00::{rank + 1}]:4001"],
         max_datagram=8960,
         suite=SUITE,
-        policy=policy_digest(suite=SUITE, generation_bits=22),
+        kem_key=b"",
+        policy=policy_digest(identity="psk", suite=SUITE, generation_bits=22, has_kem=False),
     )
     return dataclasses.replace(body, **changes)  # type: ignore[arg-type]
 
@@ -55,11 +63,14 @@ class FakeFabric:
 
     made: int = 0
 
-    def __init__(self, *, rank: int, job_key_text: bytearray, **settings: object) -> None:
+    def __init__(
+        self, *, rank: int, suite: str, job_key_text: bytearray, **settings: object
+    ) -> None:
         FakeFabric.made += 1
         self.settings = settings
         self.rank = rank
-        self.suite = JobKey(job_key_text).suite
+        self.suite = suite
+        assert not job_key_text or JobKey(job_key_text).suite == suite
         self.boot_id = hashlib.sha256(b"boot %d" % FakeFabric.made).digest()[:16]
         self.public_key = hashlib.sha256(b"public %d" % FakeFabric.made).digest()
         self.spi_base = 4096

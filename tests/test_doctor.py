@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from native_fake import install
 
-from securefabric import doctor
+from securefabric import authority, doctor
 from securefabric.doctor import Finding, examine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -62,3 +62,18 @@ def test_offloads__a_kernel_without_them_is_a_note(monkeypatch: pytest.MonkeyPat
     found = by_topic(list(doctor._offloads()))
     assert found["GSO"].verdict == "note"
     assert found["GRO"].verdict == "ok"
+
+
+def test_examine__certificates_need_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.init(str(tmp_path))
+    folder = authority.issue(str(tmp_path), job="night", ranks=range(2))
+    monkeypatch.setenv("SECUREFABRIC_CERT_FILE", str(folder / "rank-{rank}.pem"))
+    monkeypatch.setenv("SECUREFABRIC_CA_FILE", str(folder / "ca.pem"))
+    monkeypatch.setenv("RANK", "1")
+    found = by_topic(examine())
+    assert "job key" not in found
+    assert "rank 1 of job night, valid until 2" in found["certificate"].detail
+    (folder / "rank-1.key").chmod(0o644)
+    finding = by_topic(examine())["certificate"]
+    assert finding.is_fatal
+    assert "chmod 600" in finding.detail

@@ -13,6 +13,11 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 OTHER_VALUES: dict[str, tuple[str, object]] = {
     "key_file": ("/tmp/k", "/tmp/k"),
     "job_id": ("night-3", "night-3"),
+    "cert_file": ("/c/rank-{rank}.pem", "/c/rank-{rank}.pem"),
+    "cert_key_file": ("/c/rank-{rank}.key", "/c/rank-{rank}.key"),
+    "ca_file": ("/c/ca.pem", "/c/ca.pem"),
+    "suite": ("chacha20-poly1305", "chacha20-poly1305"),
+    "post_quantum": ("1", True),
     "interfaces": ("^docker", "^docker"),
     "sockets_per_interface": ("3", 3),
     "ports": ("6000-6007", "6000-6007"),

@@ -57,11 +57,13 @@ def entry_with(changes: dict[str, object]) -> bytes:
 
 def test_policy_digest__differs_with_every_part() -> None:
     digests = {
-        policy_digest(suite=suite, generation_bits=bits)
+        policy_digest(identity=identity, suite=suite, generation_bits=bits, has_kem=has_kem)
+        for identity in ("psk", "x509")
         for suite in ("aes-256-gcm", "aegis-256x2")
         for bits in (6, 22)
+        for has_kem in (False, True)
     }
-    assert len(digests) == 4
+    assert len(digests) == 16
 
 
 # Roster.verify
@@ -132,6 +134,8 @@ def test_verify__accepts_the_same_entry_again_and_a_restarted_peer() -> None:
         ({"suite": ""}, MalformedEntry, "suite"),
         ({"policy": b"q" * 32}, PolicyMismatch, "packet policy"),
         ({"policy": b"q" * 31}, MalformedEntry, "policy"),
+        ({"kem_key": b"k" * 1184}, MalformedEntry, "kem_key is not what its policy says"),
+        ({"kem_key": b"k" * 1183}, MalformedEntry, "kem_key is out of range"),
         ({"extra": 1}, MalformedEntry, "other fields"),
     ],
 )
@@ -181,7 +185,7 @@ def is_only_hint_changed(entry: bytes) -> bool:
 
 def test_verify__another_identity_mode_is_a_policy_mismatch() -> None:
     parts = cbor2.loads(encode_entry(KEY, make_body(1)))
-    with pytest.raises(PolicyMismatch, match="by 'x509', this rank by 'psk'"):
+    with pytest.raises(PolicyMismatch, match=r"rank 1 .* by 'x509', this rank \(rank 0\) by 'psk'"):
         roster_of().verify(1, canonical(["x509", *parts[1:]]))
 
 
@@ -219,9 +223,13 @@ def test_check_not_replaced__names_both_processes() -> None:
 
 
 def test_encode_entry__too_many_sockets_names_the_setting() -> None:
+    class Verbose(FakeCredential):
+        def evidence(self, message: bytes) -> bytes:
+            return bytes(12_000)
+
     body = make_body(0, addresses=[f"[fd00:{'1111:' * 6}{i:x}]:40000" for i in range(1, 129)])
-    with pytest.raises(MalformedEntry, match="SECUREFABRIC_SOCKET_IFNAME"):
-        encode_entry(KEY, body)
+    with pytest.raises(MalformedEntry, match=r"SECUREFABRIC_SOCKET_IFNAME.*SECUREFABRIC_CERT_FILE"):
+        encode_entry(Verbose(), body)
 
 
 ENTRY = encode_entry(KEY, make_body(1))
@@ -247,6 +255,7 @@ HOSTILE: dict[str, bytes] = {
     "wrong_types": canonical(["psk", KEY_ID, "body", b"evidence"]),
     "nasty_mode": canonical(["psk\x1b[2J", KEY_ID, b"", b""]),
     "nasty_key_id": canonical(["psk", "\x1b[2J" + KEY_ID[4:], b"", b""]),
+    "unknown_mode": canonical(["none", KEY_ID, b"", b""]),
     "long_key_id": canonical(["psk", KEY_ID * 2, b"", b""]),
 }
 
@@ -325,6 +334,7 @@ bodies = st.builds(
     addresses=st.lists(addresses, min_size=1, max_size=64, unique=True),
     max_datagram=in_range(1200, 65_507),
     suite=st.sampled_from(["aes-256-gcm", "aegis-256x2", "chacha20-poly1305"]),
+    kem_key=st.sampled_from([b"", b"k" * 1184]),
     policy=no_zeros(32),
 )
 

@@ -181,6 +181,12 @@ Hash JobKey::evidence(Bytes message) const {
   return hmac_sha256(evidence_key_.view(), message);
 }
 
+SecretBuffer JobKey::copy_job_secret() const {
+  SecretBuffer copy = SecretBuffer::allocate(job_secret_.size());
+  std::copy(job_secret_.view().begin(), job_secret_.view().end(), copy.bytes().begin());
+  return copy;
+}
+
 bool JobKey::verify_evidence(Bytes message, Bytes evidence) const {
   return constant_time_equal(this->evidence(message), evidence);
 }

@@ -54,6 +54,7 @@ class JobKey {
 
   // The last input of every link secret (key_schedule.h).
   base::Bytes job_secret() const { return job_secret_.view(); }
+  SecretBuffer copy_job_secret() const;
 
  private:
   JobKey(Suite suite, const std::array<uint8_t, kKeyIdBytes>& key_id, base::Bytes key);

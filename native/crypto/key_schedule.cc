@@ -23,25 +23,27 @@ std::array<uint8_t, 8> length_of(Bytes bytes) {
   return encoded;
 }
 
-// Extract(salt, first ‖ second) with the concatenation in secret memory.
-SecretBuffer extract_both(Bytes salt, Bytes first, Bytes second) {
-  SecretBuffer input = SecretBuffer::allocate(first.size() + second.size());
+// Extract(salt, first ‖ second ‖ third) with the concatenation in secret memory.
+SecretBuffer extract_all(Bytes salt, Bytes first, Bytes second, Bytes third) {
+  SecretBuffer input = SecretBuffer::allocate(first.size() + second.size() + third.size());
   base::ByteWriter writer(input.bytes());
   writer.bytes(first);
   writer.bytes(second);
+  writer.bytes(third);
   return hkdf_extract(salt, input.view());
 }
 
 }  // namespace
 
 Result<SecretBuffer> derive_link_secret(const KeyPair& own, Bytes peer_public, Bytes own_entry,
-                                        Bytes peer_entry, bool own_is_low, Bytes job_secret) {
+                                        Bytes peer_entry, bool own_is_low, Bytes job_secret,
+                                        Bytes kem_secret) {
   Result<SecretBuffer> shared = own.shared_secret(peer_public);
   if (!shared.ok()) return shared;
   const Bytes low = own_is_low ? own_entry : peer_entry;
   const Bytes high = own_is_low ? peer_entry : own_entry;
   const Hash salt = sha256({text_bytes("sf1 link"), length_of(low), low, length_of(high), high});
-  return extract_both(salt, shared.value().view(), job_secret);
+  return extract_all(salt, shared.value().view(), job_secret, kem_secret);
 }
 
 Result<SecretBuffer> derive_epoch_link_secret(Bytes previous_link, const KeyPair& own,

@@ -1,8 +1,8 @@
 // From two roster entries to packet keys. PROTOCOL.md §3.3 and §4.
 //
 //   salt   = SHA-256("sf1 link" ‖ len(entry_low) ‖ entry_low ‖ len(entry_high) ‖ entry_high)
-//   link   = HKDF-Extract(salt, X25519(own, peer) ‖ job_secret)            lengths are 8 bytes each
-//   link'  = HKDF-Extract(Label(link, "epoch", SHA-256("sf1 epoch" ‖ public_low ‖ public_high)
+//   link   = HKDF-Extract(salt, X25519(own, peer) ‖ job_secret ‖ kem_secret)   lengths: 8 bytes
+//   each link'  = HKDF-Extract(Label(link, "epoch", SHA-256("sf1 epoch" ‖ public_low ‖ public_high)
 //                               ‖ epoch), X25519(own', peer'))             the next epoch
 //   dir    = Label(link, "dir", from ‖ to ‖ epoch)                         4 bytes each
 //   path   = Label(dir, "path", path_id)                                   2 bytes
@@ -10,8 +10,9 @@
 //
 // Label is expand_label of kdf.h; it binds the length, so a key and an iv of equal labels differ
 // between suites with different sizes. All secrets are 32 bytes; integers are in network order.
-// "low" and "high" order the two ends by rank, so both compute the same. The X25519 result has a
-// fixed length and comes first, so what follows it cannot be confused with it.
+// "low" and "high" order the two ends by rank, so both compute the same. The job secret and the
+// secret encapsulated by ML-KEM-768 have 32 bytes or, where the job has none, no bytes; the policy
+// in both entries says which are there, so equal inputs mean equal parts.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +28,8 @@ namespace securefabric::crypto {
 // What both ends of a link share in the first epoch. kAuth as KeyPair::shared_secret.
 base::Result<SecretBuffer> derive_link_secret(const KeyPair& own, base::Bytes peer_public,
                                               base::Bytes own_entry, base::Bytes peer_entry,
-                                              bool own_is_low, base::Bytes job_secret);
+                                              bool own_is_low, base::Bytes job_secret,
+                                              base::Bytes kem_secret = {});
 
 // The link secret of `epoch`, from that of the epoch before and a fresh key pair on both sides. It
 // needs both: who learns one old link secret cannot follow without breaking X25519 as well.

@@ -102,9 +102,9 @@ Result<std::array<uint8_t, Size>> random_bytes() {
 
 }  // namespace
 
-Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
-                                             const crypto::JobKey& job_key, Resolve resolve) {
-  const auto provider = crypto::find_provider(job_key.suite());
+Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto::Suite suite,
+                                             crypto::SecretBuffer job_secret, Resolve resolve) {
+  const auto provider = crypto::find_provider(suite);
   if (!provider) return provider.error();
   const auto locals = choose_addresses(config);
   if (!locals) return locals.error();
@@ -148,8 +148,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   endpoint.generation_bits = config.generation_bits != 0 ? config.generation_bits
                                                          : provider.value()->generation_bits_max();
   endpoint.private_key = crypto::SecretBuffer::copy_and_wipe(private_key.value());
-  auto job_secret = base::to_vector(job_key.job_secret());
-  endpoint.job_secret = crypto::SecretBuffer::copy_and_wipe(job_secret);
+  endpoint.job_secret = std::move(job_secret);
   endpoint.random_seed = reader.u64();
   endpoint.spi_base = base::Spi{reader.u32()};
   endpoint.socket_count = sockets.size();
@@ -160,7 +159,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config,
   endpoint.heartbeat = config.heartbeat;
 
   fabric->rank_ = config.rank;
-  fabric->suite_ = job_key.suite();
+  fabric->suite_ = suite;
   fabric->boot_id_ = boot_id.value();
   fabric->spi_base_ = endpoint.spi_base;
   fabric->join_timeout_ = config.join_timeout;

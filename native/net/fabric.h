@@ -17,7 +17,8 @@
 #include <vector>
 
 #include "base/result.h"
-#include "crypto/job_key.h"
+#include "crypto/aead.h"
+#include "crypto/secret.h"
 #include "net/driver.h"
 
 namespace securefabric::net {
@@ -62,8 +63,10 @@ class Fabric {
   using Resolve = std::function<base::Result<std::optional<transport::PeerDescription>>(
       const std::string& group_key, base::Rank rank)>;
 
-  static base::Result<std::shared_ptr<Fabric>> make(const FabricConfig& config,
-                                                    const crypto::JobKey& job_key, Resolve resolve);
+  // `job_secret` is empty where certificates alone say who is a member.
+  static base::Result<std::shared_ptr<Fabric>> make(const FabricConfig& config, crypto::Suite suite,
+                                                    crypto::SecretBuffer job_secret,
+                                                    Resolve resolve);
   Fabric(const Fabric&) = delete;
   Fabric& operator=(const Fabric&) = delete;
 

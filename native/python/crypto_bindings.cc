@@ -143,14 +143,15 @@ py::bytes x25519_shared(const py::bytes& private_key, const py::bytes& peer_publ
 
 py::bytes link_secret(const py::bytes& private_key, const py::bytes& peer_public,
                       const py::bytes& own_entry, const py::bytes& peer_entry, bool own_is_low,
-                      const py::bytes& job_secret) {
-  if (view_of(job_secret).size() > kSecretBytesMax - kSharedSecretBytes) {
-    throw py::value_error("job secret too large");
+                      const py::bytes& job_secret, const py::bytes& kem_secret) {
+  if (view_of(job_secret).size() + view_of(kem_secret).size() >
+      kSecretBytesMax - kSharedSecretBytes) {
+    throw py::value_error("job and KEM secret too large");
   }
-  return to_python(
-      unwrap(derive_link_secret(key_pair(private_key), view_of(peer_public), view_of(own_entry),
-                                view_of(peer_entry), own_is_low, view_of(job_secret)))
-          .view());
+  return to_python(unwrap(derive_link_secret(key_pair(private_key), view_of(peer_public),
+                                             view_of(own_entry), view_of(peer_entry), own_is_low,
+                                             view_of(job_secret), view_of(kem_secret)))
+                       .view());
 }
 
 py::bytes path_secret(const py::bytes& link, uint32_t from, uint32_t to, uint32_t epoch,
@@ -272,7 +273,8 @@ void bind_primitives(py::module_& module) {
              "The shared secret. Raises CoreError for keys that must be refused.");
   module.def("link_secret", &link_secret, py::arg("private_key"), py::arg("peer_public"),
              py::arg("own_entry"), py::arg("peer_entry"), py::arg("own_is_low"),
-             py::arg("job_secret"), "The first epoch's link secret. PROTOCOL.md section 3.");
+             py::arg("job_secret"), py::arg("kem_secret") = py::bytes(),
+             "The first epoch's link secret. PROTOCOL.md section 3.");
   module.def("path_secret", &path_secret, py::arg("link"), py::arg("from_rank"), py::arg("to_rank"),
              py::arg("epoch"), py::arg("path_id"),
              "The secret of one path in one direction. PROTOCOL.md section 3.");

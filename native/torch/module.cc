@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "crypto/job_key.h"
 #include "net/fabric.h"
 #include "net/interfaces.h"
 #include "torch/backend.h"
@@ -38,6 +39,11 @@ std::vector<uint8_t> from_bytes(const py::handle& object) {
   return base::to_vector(base::as_bytes(text));
 }
 
+// The bytes of a secret that Python hands over; whoever takes them wipes them.
+base::MutableBytes mutable_view(const py::bytearray& object) {
+  return {reinterpret_cast<uint8_t*>(PyByteArray_AsString(object.ptr())), object.size()};
+}
+
 Duration from_seconds(double seconds) {
   return Duration::nanos(static_cast<int64_t>(seconds * 1e9));
 }
@@ -56,6 +62,11 @@ transport::PeerDescription peer_from(const py::object& entry) {
   }
   peer.datagram_bytes_max = entry.attr("max_datagram").cast<size_t>();
   peer.entry = from_bytes(entry.attr("entry_bytes"));
+  const auto kem_secret = entry.attr("kem_secret").cast<py::bytearray>();
+  if (const auto bytes = mutable_view(kem_secret); !bytes.empty()) {
+    peer.kem_secret =
+        std::make_shared<const crypto::SecretBuffer>(crypto::SecretBuffer::copy_and_wipe(bytes));
+  }
   return peer;
 }
 
@@ -101,11 +112,11 @@ struct FabricHandle {
 };
 
 std::unique_ptr<FabricHandle> make_fabric(
-    uint32_t rank, uint32_t world_size, uint32_t local_world_size, const py::bytearray& key_text,
-    std::vector<std::string> addresses, std::string interfaces, size_t sockets_per_interface,
-    uint16_t port_first, uint16_t port_last, size_t paths_per_peer, double join_timeout_s,
-    double death_timeout_s, double heartbeat_s, bool gso, bool gro, std::string spin,
-    bool eager_connect, unsigned generation_bits, py::object resolve) {
+    uint32_t rank, uint32_t world_size, uint32_t local_world_size, const std::string& suite_name,
+    const py::bytearray& key_text, std::vector<std::string> addresses, std::string interfaces,
+    size_t sockets_per_interface, uint16_t port_first, uint16_t port_last, size_t paths_per_peer,
+    double join_timeout_s, double death_timeout_s, double heartbeat_s, bool gso, bool gro,
+    std::string spin, bool eager_connect, unsigned generation_bits, py::object resolve) {
   net::FabricConfig config;
   config.rank = base::Rank{rank};
   config.world_size = world_size;
@@ -123,15 +134,20 @@ std::unique_ptr<FabricHandle> make_fabric(
   config.use_gro = gro;
   config.spin = std::move(spin);
   config.generation_bits = generation_bits;
-  // parse() wipes the caller's bytearray, which is the only copy that Python has.
-  auto* text = reinterpret_cast<uint8_t*>(PyByteArray_AsString(key_text.ptr()));
-  const crypto::JobKey key =
-      value_or_throw(crypto::JobKey::parse(base::MutableBytes(text, key_text.size())));
+  crypto::Suite suite = value_or_throw(crypto::parse_suite(suite_name));
+  crypto::SecretBuffer job_secret;
+  if (const auto text = mutable_view(key_text); !text.empty()) {
+    // parse() wipes the caller's bytearray, which is the only copy that Python has.
+    const auto key = value_or_throw(crypto::JobKey::parse(text));
+    if (key.suite() != suite) throw py::value_error("the suite is not that of the job key");
+    job_secret = key.copy_job_secret();
+  }
   auto handle = std::make_unique<FabricHandle>();
   handle->eager_connect = eager_connect;
   const Resolver resolver(std::move(resolve));
   const py::gil_scoped_release unlocked;
-  handle->fabric = value_or_throw(net::Fabric::make(config, key, resolver));
+  handle->fabric =
+      value_or_throw(net::Fabric::make(config, suite, std::move(job_secret), resolver));
   return handle;
 }
 
@@ -222,12 +238,12 @@ std::vector<std::tuple<std::string, std::string, uint32_t>> selected_interfaces(
 void bind_fabric(py::module_& module) {
   py::class_<FabricHandle>(module, "Fabric")
       .def(py::init(&make_fabric), py::kw_only(), py::arg("rank"), py::arg("world_size"),
-           py::arg("local_world_size"), py::arg("job_key_text"), py::arg("addresses"),
-           py::arg("interfaces"), py::arg("sockets_per_interface"), py::arg("port_first"),
-           py::arg("port_last"), py::arg("paths_per_peer"), py::arg("join_timeout_s"),
-           py::arg("death_timeout_s"), py::arg("heartbeat_s"), py::arg("gso"), py::arg("gro"),
-           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"),
-           py::arg("resolve"))
+           py::arg("local_world_size"), py::arg("suite"), py::arg("job_key_text"),
+           py::arg("addresses"), py::arg("interfaces"), py::arg("sockets_per_interface"),
+           py::arg("port_first"), py::arg("port_last"), py::arg("paths_per_peer"),
+           py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
+           py::arg("gso"), py::arg("gro"), py::arg("spin"), py::arg("eager_connect"),
+           py::arg("generation_bits"), py::arg("resolve"))
       .def_property_readonly("public_key",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",

@@ -35,10 +35,12 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
   }
   auto link =
       crypto::derive_link_secret(key_pair, peer.public_key, own_entry, peer.entry,
-                                 /*own_is_low=*/config.rank < peer_, config.job_secret.view());
+                                 /*own_is_low=*/config.rank < peer_, config.job_secret.view(),
+                                 peer.kem_secret ? peer.kem_secret->view() : base::Bytes());
+  peer_info_.kem_secret.reset();
   if (!link) {
-    report_failure(ErrorCode::kAuth, link.error().message);
-    return link.error();
+    report_failure(ErrorCode::kAuth, "cannot be linked: " + link.error().message);
+    return *error_;
   }
   const base::Bytes secret = link.value().view();
   constexpr uint32_t kFirstEpoch = 0;
@@ -137,15 +139,17 @@ std::string Connection::join_failure(Instant now) const {
            ". Check that this rank was started, that it has not failed, and that it uses the same "
            "rendezvous (MASTER_ADDR, MASTER_PORT) and backend";
   }
+  const std::string boot = "(boot " + base::to_hex(peer_info_.boot_id).substr(0, 8) + ")";
   const bool was_heard = std::any_of(receiving_.begin(), receiving_.end(), [](const auto& path) {
     return path.second->opener.auth_failures() > 0;
   });
   if (was_heard) {
     return "did not join: packets arrive from it, but none of them verifies (waited " + waited +
-           "). Most likely it was started with another job key, or its roster entry is left over "
-           "from an earlier run; give every rank the same key file and restart the job";
+           "). Most likely it was started with another job key, or its roster entry " + boot +
+           " is left over from an earlier run, or the store shows it another entry of ours; give "
+           "every rank the same key file and restart the job";
   }
-  return "did not join: its roster entry is valid but it answered on none of " +
+  return "did not join: its roster entry " + boot + " is valid but it answered on none of " +
          std::to_string(sending_.size()) + " paths for " + waited +
          ". Most likely a firewall drops UDP between the hosts, or the entry is left over from an "
          "earlier run; choose the network with SECUREFABRIC_SOCKET_IFNAME";

@@ -18,7 +18,7 @@ struct EndpointConfig {
   const crypto::AeadProvider* aead = nullptr;     // of the job's suite; outlives the endpoint
   unsigned generation_bits = 22;                  // log2 of the packets sealed under one key
   crypto::SecretBuffer private_key;               // X25519, 32 bytes, made for this incarnation
-  crypto::SecretBuffer job_secret;                // from the job key
+  crypto::SecretBuffer job_secret;                // from the job key; empty without one
   base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
   size_t socket_count = 1;                        // local sockets, numbered from 0
   size_t paths_per_peer = 4;                      // sending paths used to each peer, if it has them

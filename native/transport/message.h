@@ -13,6 +13,7 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "base/socket_address.h"
+#include "crypto/secret.h"
 #include "wire/frames.h"
 
 namespace securefabric::transport {
@@ -75,6 +76,9 @@ struct PeerDescription {
   std::vector<base::SocketAddress> addresses;  // one per socket, in the order of path_id
   size_t datagram_bytes_max = 0;               // largest datagram it takes
   std::vector<uint8_t> entry;                  // the bytes of the entry, as published
+  // What ML-KEM-768 has agreed with this peer, 32 bytes; null where the job's policy has no KEM.
+  // Gone when the link's keys are derived.
+  std::shared_ptr<const crypto::SecretBuffer> kem_secret;
 };
 
 // --- Events: what the endpoint reports, in the order in which it happened ---

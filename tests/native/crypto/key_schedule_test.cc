@@ -43,6 +43,18 @@ TEST(DeriveLinkSecret, golden__and_both_ends_agree) {
   EXPECT_EQ(to_hex(link_of_bob.view()), to_hex(link_of_alice().view()));
 }
 
+TEST(DeriveLinkSecret, golden__with_a_kem_secret_behind_or_instead_of_the_job_secret) {
+  const ByteVector kem_secret(32, 9);
+  const auto derive = [&](const ByteVector& job_secret) {
+    return to_hex(derive_link_secret(alice(), bob().public_key(), kLowEntry, kHighEntry, true,
+                                     job_secret, kem_secret)
+                      .value()
+                      .view());
+  };
+  EXPECT_EQ(derive(kJobSecret), "4b51f4a415639427aaafda36f633377441ff5acfb52add0b29837c17005d6dad");
+  EXPECT_EQ(derive({}), "e1fb7bbb7168f7b5910a105a1dd53107a875e0cfce018de8b496352e2bdefcd0");
+}
+
 TEST(DeriveLinkSecret, inputs__each_change_the_secret) {
   const auto derive = [](const ByteVector& own, const ByteVector& peer, bool low,
                          const ByteVector& job) {

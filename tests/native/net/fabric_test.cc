@@ -21,10 +21,11 @@ using base::Instant;
 using base::Rank;
 using base::Result;
 
-crypto::JobKey make_job_key() {
-  auto random = random_bytes(crypto::JobKey::kKeyBytes, 11);
-  auto text = crypto::JobKey::format(crypto::Suite::kAes256Gcm, random);
-  return crypto::JobKey::parse(text.bytes()).value();
+constexpr crypto::Suite kSuite = crypto::Suite::kAes256Gcm;
+
+crypto::SecretBuffer make_job_secret() {
+  auto random = random_bytes(32, 11);
+  return crypto::SecretBuffer::copy_and_wipe(random);
 }
 
 // Where the ranks of a test publish their entries, in place of the store and its verification.
@@ -80,7 +81,8 @@ class FabricJob {
     if (!resolve) {
       resolve = [this](const std::string& key, Rank peer) { return board.look_up(key, peer); };
     }
-    fabrics_[rank] = Fabric::make(config_of(rank, size_), make_job_key(), resolve).value();
+    fabrics_[rank] =
+        Fabric::make(config_of(rank, size_), kSuite, make_job_secret(), resolve).value();
   }
   void join(uint32_t rank, bool eager_connect = false) {
     groups_[rank] = add_group(rank, "world", eager_connect);
@@ -145,15 +147,15 @@ TEST(Fabric, make__knows_what_its_entry_says) {
 TEST(Fabric, make__refuses_addresses_that_cannot_be_bound) {
   FabricConfig config = config_of(0, 1);
   config.addresses = {"192.0.2.1"};  // TEST-NET-1
-  const auto foreign = Fabric::make(config, make_job_key(), {});
+  const auto foreign = Fabric::make(config, kSuite, make_job_secret(), {});
   ASSERT_FALSE(foreign);
   EXPECT_EQ(foreign.error().code, ErrorCode::kConfig);
   EXPECT_NE(foreign.error().message.find("192.0.2.1"), std::string::npos);
   config.addresses = {"nowhere"};
-  EXPECT_FALSE(Fabric::make(config, make_job_key(), {}));
+  EXPECT_FALSE(Fabric::make(config, kSuite, make_job_secret(), {}));
   config.addresses = {};
   config.interfaces = "=no_such_interface";
-  EXPECT_FALSE(Fabric::make(config, make_job_key(), {}));
+  EXPECT_FALSE(Fabric::make(config, kSuite, make_job_secret(), {}));
 }
 
 TEST(Fabric, make__takes_free_ports_of_the_range_until_there_is_none) {
@@ -186,7 +188,7 @@ TEST(Fabric, make__takes_free_ports_of_the_range_until_there_is_none) {
 TEST(Fabric, make__refuses_too_many_sockets) {
   FabricConfig config = config_of(0, 1);
   config.sockets_per_interface = transport::kSocketsMax + 1;
-  const auto fabric = Fabric::make(config, make_job_key(), {});
+  const auto fabric = Fabric::make(config, kSuite, make_job_secret(), {});
   ASSERT_FALSE(fabric);
   EXPECT_NE(fabric.error().message.find("SECUREFABRIC_SOCKETS_PER_INTERFACE"), std::string::npos);
 }

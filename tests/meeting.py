@@ -1,0 +1,107 @@
+"""The core as rank 0, a second implementation of its protocol as rank 1."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from second_implementation import GENERATION_BITS, SECONDS_MAX, Job, Peer, label
+from torch._C._distributed_c10d import HashStore
+
+from securefabric import _C, _core
+from securefabric.identity import PskIdentity
+from securefabric.roster import EntryBody, Roster, policy_digest
+
+
+class Meeting:
+    """A fabric and its backend as rank 0, and the peer, introduced to each other."""
+
+    def __init__(self, suite: str, key_text: bytes | None = None) -> None:
+        text = bytearray(key_text or _core.JobKey.format(suite, bytearray(os.urandom(32))))
+        self.key_text = bytes(text)
+        lines = dict(line.split(": ") for line in text.decode().splitlines()[1:])
+        key = bytes.fromhex(lines["key"])
+        job = Job(suite, bytes.fromhex(lines["id"]), key)
+        assert job.key_id == label(key, "key id", b"", 8)
+        self.peer = Peer(job)
+        identity = PskIdentity(_core.JobKey(bytearray(text)), 0)
+        self.fabric = _C.Fabric(
+            rank=0,
+            world_size=2,
+            local_world_size=2,
+            suite=suite,
+            job_key_text=text,
+            addresses=["127.0.0.1"],
+            interfaces="",
+            sockets_per_interface=2,
+            paths_per_peer=2,
+            join_timeout_s=SECONDS_MAX,
+            death_timeout_s=SECONDS_MAX,
+            heartbeat_s=1.0,
+            gso=True,
+            gro=True,
+            spin="never",
+            eager_connect=False,
+            generation_bits=GENERATION_BITS,
+            resolve=lambda _group_key, rank: self.roster.verify(rank, self.peer.entry),
+        )
+        body = EntryBody(
+            version=1,
+            job="second implementation",
+            rank=0,
+            world_size=2,
+            boot_id=self.fabric.boot_id,
+            public_key=self.fabric.public_key,
+            spi_base=self.fabric.spi_base,
+            addresses=self.fabric.addresses,
+            max_datagram=self.fabric.max_datagram,
+            suite=suite,
+            kem_key=b"",
+            policy=policy_digest(
+                identity="psk", suite=suite, generation_bits=GENERATION_BITS, has_kem=False
+            ),
+        )
+        self.roster = Roster(identity, body)
+        self.fabric.set_entry(self.roster.own_entry)
+        key_text = "world:0123456789abcdef"
+        self.group = int.from_bytes(hashlib.sha256(key_text.encode()).digest()[:8], "big")
+        self.backend: Any = _C.Backend(
+            fabric=self.fabric,
+            store=HashStore(),
+            group_rank=0,
+            group_size=2,
+            group_name="world",
+            group_key=key_text,
+            global_ranks=[0, 1],
+            timeout=timedelta(seconds=SECONDS_MAX),
+        )
+        self.peer.meet(body, self.roster.own_entry)
+
+
+@contextmanager
+def meeting_with(suite: str, key_text: bytes | None = None) -> Iterator[Meeting]:
+    """A meeting that ends."""
+    made = Meeting(suite, key_text)
+    try:
+        yield made
+    finally:
+        made.peer.socket.close()
+        made.fabric.shutdown()
+
+
+def open_paths(meeting: Meeting) -> None:
+    peer = meeting.peer
+    peer.confirm()  # makes the fabric look us up (§3.4); this one is dropped
+    until = time.monotonic() + SECONDS_MAX
+    while len(peer.active) < 2 and time.monotonic() < until:
+        peer.confirm()
+        for _ in range(20):
+            if select.select([peer.socket], [], [], 0.005)[0]:
+                peer.take(peer.socket.recv(65_535))
+    assert peer.active == {0, 1}
