@@ -110,6 +110,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE",
+    "docs/SECURITY.md",
     "native/ARCHITECTURE.md",
     "native/PROTOCOL.md",
 ]
