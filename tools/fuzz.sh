@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets with clang and runs each for a while: tools/fuzz.sh [seconds each]
+# What Python decodes is fuzzed by tests/fuzz/entries_fuzz.py in the same way.
 #
 # New inputs are kept in build/fuzz/corpus; a crash is kept beside them and ends the run.
 set -euo pipefail
@@ -15,7 +16,7 @@ cmake -S . -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER="$clang" -DSF_BUILD_PYTHO
   { cat build/fuzz-configure.log; exit 1; }
 cmake --build build/fuzz
 
-for target in build/fuzz/*_fuzz; do
+for target in build/fuzz/*_fuzz entries_fuzz; do
   name="$(basename "$target")"
   found="build/fuzz/corpus/$name"
   mkdir -p "$found"
@@ -24,6 +25,9 @@ for target in build/fuzz/*_fuzz; do
     [[ ! -d "$folder" ]] || seeds+=("$folder")
   done
   printf '==> %s for %s s\n' "$name" "$SECONDS_EACH"
-  "$target" -max_total_time="$SECONDS_EACH" -artifact_prefix="$found-" -print_final_stats=1 \
+  command=("$target")
+  [[ "$target" != entries_fuzz ]] ||
+    command=(env PYTHONPATH="$PWD" python tests/fuzz/run_entries_fuzz.py -timeout=10)
+  "${command[@]}" -max_total_time="$SECONDS_EACH" -artifact_prefix="$found-" -print_final_stats=1 \
     "$found" "${seeds[@]}"
 done

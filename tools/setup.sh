@@ -129,9 +129,9 @@ requirements() {
   "$VENV/bin/python" - "$GOAL" <<'PYTHON'
 import sys, tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))
-extras = {"demo": ["demo"], "test": ["demo", "test", "dev"], "bench": ["demo", "bench"], "fuzz": []}
+extras = {"demo": ["demo"], "test": ["demo", "test", "dev"], "bench": ["demo", "bench"]}
 wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
-for extra in extras[sys.argv[1]]:
+for extra in extras.get(sys.argv[1], [sys.argv[1]]):
     wanted += project["project"]["optional-dependencies"][extra]
 print("\n".join(dict.fromkeys(w for w in wanted if not w.startswith("torch"))))
 PYTHON

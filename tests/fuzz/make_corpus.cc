@@ -78,6 +78,28 @@ void write_attacks(const Corpus& corpus) {
   corpus.add("empty", {});
 }
 
+void write_job_keys(const Corpus& corpus) {
+  const std::string digits(64, 'a');
+  const std::string valid =
+      "securefabric-job-key v1\nid: 0123456789abcdef\nsuite: aes-256-gcm\nkey: " + digits + "\n";
+  const auto add = [&](const std::string& name, const std::string& text) {
+    corpus.add(name, ByteVector(text.begin(), text.end()));
+  };
+  add("valid", valid);
+  add("comments", "# made today\n\n" + valid + "\n# end\n");
+  add("chacha", "securefabric-job-key v1\nid: 0123456789abcdef\nsuite: chacha20-poly1305\nkey: " +
+                    digits + "\n");
+  add("short_key", valid.substr(0, valid.size() - 30) + "\n");
+  add("upper_case", valid.substr(0, valid.size() - 3) + "AA\n");
+  add("carriage_returns", "securefabric-job-key v1\r\nid: 0123456789abcdef\r\n");
+  add("other_version", "securefabric-job-key v2\n");
+  add("unknown_suite", "securefabric-job-key v1\nid: 0123456789abcdef\nsuite: none\n");
+  add("trailing", valid + "key: again\n");
+  add("cut", valid.substr(0, 40));
+  add("zeros", std::string(200, '\0'));
+  add("empty", "");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -89,5 +111,6 @@ int main(int argc, char** argv) {
   write_headers(Corpus(root / "header_fuzz"));
   write_frames(Corpus(root / "frames_fuzz"));
   write_attacks(Corpus(root / "endpoint_fuzz"));
+  write_job_keys(Corpus(root / "job_key_fuzz"));
   return 0;
 }
