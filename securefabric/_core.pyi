@@ -81,6 +81,7 @@ class Scenario:
     paths: int
     generation_bits: int
     datagram_bytes: int
+    is_recorded: bool
     loss: float
     reorder: float
     duplicate: float
@@ -114,5 +115,11 @@ class ScenarioReport:
     def drops(self) -> dict[str, int]: ...
     @property
     def links(self) -> dict[str, int]: ...
+    @property
+    def suite(self) -> str: ...
+    @property
+    def recording(self) -> list[tuple[int, int, bytes]]: ...
+    @property
+    def key_log(self) -> list[tuple[bytes, bytes, bytes, int]]: ...
 
 def simulate(scenario: Scenario) -> ScenarioReport: ...

@@ -40,6 +40,8 @@ class Meeting:
             addresses=["127.0.0.1"],
             interfaces="",
             sockets_per_interface=2,
+            port_first=0,
+            port_last=0,
             paths_per_peer=2,
             join_timeout_s=SECONDS_MAX,
             death_timeout_s=SECONDS_MAX,

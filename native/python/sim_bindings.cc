@@ -84,6 +84,7 @@ void bind_scenario(py::module_& module) {
   add_field(type, "paths", [](O& o) -> auto& { return o.cluster.paths_per_peer; });
   add_field(type, "generation_bits", [](O& o) -> auto& { return o.cluster.generation_bits; });
   add_field(type, "datagram_bytes", [](O& o) -> auto& { return o.cluster.datagram_bytes_max; });
+  add_field(type, "is_recorded", [](O& o) -> auto& { return o.cluster.is_recorded; });
   add_field(type, "loss", [](O& o) -> auto& { return o.cluster.link.loss; });
   add_field(type, "reorder", [](O& o) -> auto& { return o.cluster.link.reorder; });
   add_field(type, "duplicate", [](O& o) -> auto& { return o.cluster.link.duplicate; });
@@ -146,6 +147,25 @@ std::map<std::string, uint64_t> links_of(const ScenarioReport& report) {
           {"corrupted", links.corrupted}};
 }
 
+// Sender, receiver and bytes of every datagram, in the order of sending.
+std::vector<std::tuple<uint32_t, uint32_t, py::bytes>> recording_of(const ScenarioReport& report) {
+  std::vector<std::tuple<uint32_t, uint32_t, py::bytes>> recording;
+  for (const sim::RecordedDatagram& one : report.recording) {
+    recording.emplace_back(one.from.value, one.to.value, py::bytes(one.bytes));
+  }
+  return recording;
+}
+
+// By rank: X25519 private key, entry, job secret, SPI base.
+std::vector<std::tuple<py::bytes, py::bytes, py::bytes, uint32_t>> key_log_of(
+    const ScenarioReport& report) {
+  std::vector<std::tuple<py::bytes, py::bytes, py::bytes, uint32_t>> keys;
+  for (const sim::SimulatedKeys& one : report.key_log) {
+    keys.emplace_back(one.private_key, one.entry, one.job_secret, one.spi_base);
+  }
+  return keys;
+}
+
 ScenarioReport simulate(const ScenarioOptions& options) {
   unwrap(sim::check_options(options));
   const py::gil_scoped_release unlocked;
@@ -164,7 +184,10 @@ void bind_sim(py::module_& module) {
                              [](const ScenarioReport& r) { return r.virtual_time.seconds(); })
       .def_property_readonly("traffic", &traffic_of)
       .def_property_readonly("drops", &drops_of)
-      .def_property_readonly("links", &links_of);
+      .def_property_readonly("links", &links_of)
+      .def_readonly("suite", &ScenarioReport::suite)
+      .def_property_readonly("recording", &recording_of)
+      .def_property_readonly("key_log", &key_log_of);
   module.def("simulate", &simulate, py::arg("scenario"));
 }
 

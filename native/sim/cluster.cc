@@ -33,6 +33,10 @@ Rank rank_of(const SocketAddress& address) {
   return Rank{static_cast<uint32_t>(ip[1] << 16 | ip[2] << 8 | ip[3])};
 }
 
+std::string text_of(base::Bytes bytes) {
+  return {bytes.begin(), bytes.end()};
+}
+
 // The suite does not matter here, but not every CPU runs every suite in constant time.
 const crypto::AeadProvider* any_provider() {
   for (const crypto::Suite suite : crypto::all_suites()) {
@@ -64,6 +68,7 @@ Cluster::Cluster(ClusterOptions options)
       aead_(any_provider()),
       network_(options_.link, options_.network, options_.sockets_per_rank, options_.seed) {
   SF_CHECK(options_.ranks >= 1 && options_.sockets_per_rank >= 1);
+  if (options_.is_recorded) audit_.start_recording();
   base::Random random(options_.seed);
   nodes_.resize(options_.ranks);
   for (uint32_t rank = 0; rank < options_.ranks; ++rank) make_node(rank, random);
@@ -92,6 +97,8 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.death_timeout = options_.death_timeout;
   config.heartbeat = options_.heartbeat;
 
+  SimulatedKeys keys{text_of(config.private_key.view()), "", text_of(config.job_secret.view()),
+                     config.spi_base.value};
   Node& node = nodes_[rank];
   transport::PeerDescription& entry = node.entry;
   entry.rank = config.rank;
@@ -108,6 +115,8 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   entry.entry.assign(entry.boot_id.begin(), entry.boot_id.end());
   entry.entry.insert(entry.entry.end(), entry.public_key.begin(), entry.public_key.end());
   node.engine->endpoint().set_own_entry(entry.entry);
+  keys.entry = text_of(entry.entry);
+  if (options_.is_recorded) key_log_.push_back(std::move(keys));
   node.is_alive = !options_.absent.contains(rank);
   if (node.is_alive) board_.publish(entry);
 }

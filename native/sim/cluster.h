@@ -47,6 +47,16 @@ struct ClusterOptions {
   base::Duration heartbeat = transport::kHeartbeatDefault;
   std::set<uint32_t> absent;     // ranks that do not start by themselves
   std::set<uint32_t> impostors;  // ranks that hold another job secret
+  bool is_recorded = false;      // keep datagrams and simulated keys, see Cluster::key_log()
+};
+
+// What a second implementation needs to open what a simulated rank sends and receives. These keys
+// come from the seed and protect nothing; processes on sockets have no such log.
+struct SimulatedKeys {
+  std::string private_key;  // X25519
+  std::string entry;        // as published
+  std::string job_secret;   // of all ranks but impostors
+  uint32_t spi_base = 0;    // what the rank expects in packets to it
 };
 
 class Cluster {
@@ -112,6 +122,9 @@ class Cluster {
   bool is_sound() const { return violations().empty() && breakdown_.empty(); }
   uint64_t trace_hash() const { return audit_.trace_hash(); }
   LinkCounters link_counters() const;
+  // By rank; empty unless recorded.
+  const std::vector<SimulatedKeys>& key_log() const { return key_log_; }
+  const char* suite() const { return crypto::suite_name(aead_->suite()); }
   // Datagrams that a socket's buffer had no room for, of all ranks.
   uint64_t socket_drops() const { return socket_drops_; }
   transport::TrafficCounters traffic() const;
@@ -154,8 +167,9 @@ class Cluster {
   const crypto::AeadProvider* aead_;  // of a suite this CPU runs
   base::Instant now_;                 // virtual; starts at 0
   EventQueue<Event> events_;
-  std::vector<Node> nodes_;     // by rank
-  std::set<uint32_t> touched_;  // ranks that take a turn before time goes on
+  std::vector<Node> nodes_;             // by rank
+  std::vector<SimulatedKeys> key_log_;  // see key_log()
+  std::set<uint32_t> touched_;          // ranks that take a turn before time goes on
   Network network_;
   Board board_;
   WireAudit audit_;

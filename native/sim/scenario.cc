@@ -190,6 +190,9 @@ ScenarioReport Job::run() {
   report.traffic = cluster_.traffic();
   report.drops = cluster_.drops();
   report.links = cluster_.link_counters();
+  report.suite = cluster_.suite();
+  report.recording = cluster_.audit().take_recording();
+  report.key_log = cluster_.key_log();
   report.failures = failures_;
   for (const std::string& violation : cluster_.violations()) report.failures.push_back(violation);
   if (!cluster_.breakdown().empty()) report.failures.push_back(cluster_.breakdown());

@@ -34,6 +34,10 @@ struct ScenarioReport {
   transport::DropCounters drops;       // of all ranks
   LinkCounters links;                  // of all links
   uint64_t trace_hash = 0;             // equal for equal options
+  std::string suite;                   // that sealed the packets
+  // Where options.cluster.is_recorded: every datagram that was sent, and each rank's keys.
+  std::vector<RecordedDatagram> recording;
+  std::vector<SimulatedKeys> key_log;
 
   bool ok() const { return failures.empty(); }
 };

@@ -20,6 +20,9 @@ void WireAudit::add_canary(base::Bytes payload) {
 void WireAudit::on_datagram(Instant now, const Route& route, base::Bytes datagram) {
   check_nonce(route, datagram);
   check_secrecy(route, datagram);
+  if (is_recording_ && recording_.size() < kRecordedMax) {
+    recording_.push_back({route.from, route.to, {datagram.begin(), datagram.end()}});
+  }
   mix(static_cast<uint64_t>(now.nanos()));
   mix(uint64_t{route.from.value} << 32 | route.to.value);
   mix(uint64_t{route.from_socket} << 8 | route.to_socket);

@@ -19,6 +19,13 @@
 
 namespace securefabric::sim {
 
+// A datagram as it entered a link.
+struct RecordedDatagram {
+  base::Rank from;    // sender
+  base::Rank to;      // receiver
+  std::string bytes;  // header, ciphertext, tag
+};
+
 class WireAudit {
  public:
   static constexpr size_t kCanaryBytes = 16;
@@ -27,6 +34,11 @@ class WireAudit {
   static constexpr size_t kCanariesMax = 4;
 
   void add_canary(base::Bytes payload);
+  // From now on, up to kRecordedMax datagrams are kept, for tests that open them themselves.
+  static constexpr size_t kRecordedMax = 1 << 16;
+  void start_recording() { is_recording_ = true; }
+  std::vector<RecordedDatagram> take_recording() { return std::move(recording_); }
+
   void on_datagram(base::Instant now, const Route& route, base::Bytes datagram);
   // Anything else that is part of the run's history: completions, failures.
   void on_event(base::Instant now, base::Rank rank, uint64_t what);
@@ -48,7 +60,9 @@ class WireAudit {
   std::map<Sequence, base::PacketNumber> last_number_;  // sent under each sequence
   std::vector<Canary> canaries_;                        // pieces of tensors, oldest first
   std::vector<std::string> violations_;
-  uint64_t hash_ = 0x5366'3173'696D'0001;  // of the history so far
+  bool is_recording_ = false;                // see start_recording()
+  std::vector<RecordedDatagram> recording_;  // in the order of sending
+  uint64_t hash_ = 0x5366'3173'696D'0001;    // of the history so far
 };
 
 }  // namespace securefabric::sim
