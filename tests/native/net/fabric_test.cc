@@ -168,7 +168,7 @@ TEST(Fabric, make__takes_free_ports_of_the_range_until_there_is_none) {
   std::vector<std::shared_ptr<Fabric>> fabrics;
   std::set<uint16_t> ports;
   for (size_t i = 0; i <= kPorts; ++i) {
-    auto fabric = Fabric::make(config, make_job_key(), {});
+    auto fabric = Fabric::make(config, kSuite, make_job_secret(), {});
     if (!fabric) {
       EXPECT_EQ(fabric.error().code, ErrorCode::kConfig);
       EXPECT_NE(fabric.error().message.find("SECUREFABRIC_PORTS"), std::string::npos);
