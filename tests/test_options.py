@@ -113,8 +113,19 @@ def test_options__names_the_unusable_variable(
 
 def test_options__has_no_switch_against_encryption() -> None:
     switches = [field.name for field in dataclasses.fields(Options) if isinstance(field.type, str)]
-    for word in ("crypt", "plain", "insecure", "suite", "verify", "auth"):
+    for word in ("crypt", "plain", "insecure", "verify", "auth"):
         assert not [name for name in switches if word in name]
+
+
+def test_suite__none_but_the_sealing_ones() -> None:
+    for suite in ("none", "null", "aes-256-cbc", "AES-256-GCM"):
+        with pytest.raises(ConfigError, match="SECUREFABRIC_SUITE"):
+            Options(suite=suite)
+    assert Options().suite_for(None) == "aes-256-gcm"
+    assert Options(suite="chacha20-poly1305").suite_for(None) == "chacha20-poly1305"
+    assert Options().suite_for("chacha20-poly1305") == "chacha20-poly1305"
+    with pytest.raises(ConfigError, match="the job key says aes-256-gcm"):
+        Options(suite="chacha20-poly1305").suite_for("aes-256-gcm")
 
 
 def test_effective_job_id__explicit_then_launcher_then_default(
