@@ -135,10 +135,9 @@ std::string in_seconds(Duration duration) {
 std::string Connection::join_failure(Instant now) const {
   const std::string waited = in_seconds(now - required_at_);
   if (state_ == ConnectionState::kResolving) {
-    return "did not join: it has published no roster entry (with post-quantum keys: or no record "
-           "for this rank) for " +
-           waited +
-           ". Check that this rank was started, that it has not failed, and that it uses the same "
+    return "did not join: it has published no roster entry for " + waited +
+           " (with post-quantum keys: or no record for this rank). Check that this rank was "
+           "started, that it has not failed, and that it uses the same "
            "rendezvous (MASTER_ADDR, MASTER_PORT) and backend";
   }
   const std::string boot = "(boot " + base::to_hex(peer_info_.boot_id).substr(0, 8) + ")";
