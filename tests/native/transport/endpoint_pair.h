@@ -430,7 +430,7 @@ class RoguePeer {
     if (wire::decode_header(datagram, header) != wire::HeaderStatus::kOk) return {};
     ByteVector plaintext(datagram.size() - wire::kHeaderBytes - crypto::kAuthTagBytes);
     const auto status = opener_of(header.path)
-                            .open(header.packet_number, datagram.first(wire::kHeaderBytes),
+                            .open(0, header.packet_number, datagram.first(wire::kHeaderBytes),
                                   datagram.subspan(wire::kHeaderBytes), plaintext);
     return status == crypto::OpenStatus::kOk ? plaintext : ByteVector{};
   }
