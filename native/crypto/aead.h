@@ -4,16 +4,18 @@
 //     -> make_key(bytes) -> AeadKey (one owner, one thread at a time)
 //       -> seal / open, once per packet
 //
-// A provider may come from OpenSSL or from a fused kernel: callers see only these two classes. The
-// job fixes the suite; nothing here negotiates. Nonces are the caller's duty, and the only caller
-// outside the tests is packet_key.h, which counts them.
+// A provider is OpenSSL (aead_openssl.h) or a kernel of our own (aead_fused.h): callers see only
+// these two classes. The job fixes the suite; nothing here negotiates. Nonces are the caller's
+// duty, and the only caller outside the tests is packet_key.h, which counts them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/bytes.h"
 #include "base/result.h"
@@ -27,6 +29,18 @@ enum class Suite : uint8_t { kAes256Gcm = 1, kAegis256x2 = 2, kChaCha20Poly1305 
 const char* suite_name(Suite suite);
 std::span<const Suite> all_suites();
 base::Result<Suite> parse_suite(std::string_view name);
+
+// What a suite says of itself, whoever computes it.
+struct SuiteFacts {
+  size_t key_bytes;
+  // At least 12: path id and packet number take the last 12 bytes.
+  size_t nonce_bytes;
+  // log2 of the packets, of at most 64 KiB each, that one key may seal.
+  unsigned generation_bits_max;
+  // log2 of the failed opens after which a link secret should be replaced (a fresh epoch).
+  unsigned forgery_bits_max;
+};
+const SuiteFacts& suite_facts(Suite suite);
 
 inline constexpr size_t kAuthTagBytes = 16;
 // Of any suite, for buffers on the stack.
@@ -51,36 +65,54 @@ class AeadKey {
 
 class AeadProvider {
  public:
+  // `name` is the implementation, for people ("openssl"), and lives for ever.
+  AeadProvider(Suite suite, const char* name) : suite_(suite), name_(name) {}
   virtual ~AeadProvider() = default;
 
-  virtual Suite suite() const = 0;
-  // The implementation, for people: "openssl".
-  virtual const char* name() const = 0;
-  virtual size_t key_bytes() const = 0;
-  // At least 12: path id and packet number take the last 12 bytes.
-  virtual size_t nonce_bytes() const = 0;
-  // log2 of the packets, of at most 64 KiB each, that one key may seal.
-  virtual unsigned generation_bits_max() const = 0;
-  // log2 of the failed opens after which a link secret should be replaced (a fresh epoch).
-  virtual unsigned forgery_bits_max() const = 0;
+  Suite suite() const { return suite_; }
+  const char* name() const { return name_; }
+  size_t key_bytes() const { return suite_facts(suite_).key_bytes; }
+  size_t nonce_bytes() const { return suite_facts(suite_).nonce_bytes; }
+  unsigned generation_bits_max() const { return suite_facts(suite_).generation_bits_max; }
+  unsigned forgery_bits_max() const { return suite_facts(suite_).forgery_bits_max; }
 
   // key.size() == key_bytes().
   virtual std::unique_ptr<AeadKey> make_key(base::Bytes key) const = 0;
-};
 
-// The provider of a suite, once its known answers were checked (the first call does). kConfig when
-// this CPU cannot run the suite in constant time, when this build has no provider for it, or when
-// the provider gave a wrong answer. Thread-safe.
-base::Result<const AeadProvider*> find_provider(Suite suite);
+ private:
+  const Suite suite_;       // fixes sizes and limits
+  const char* const name_;  // see above
+};
 
 // Instructions that a suite may need; what the CPU has, unless a test says otherwise.
 struct CpuFeatures {
   bool aes = false;                 // AES rounds
   bool carryless_multiply = false;  // 64 x 64 bit products over GF(2), for GHASH
+  bool avx = false;                 // x86: the three-operand forms of both
+  bool wide_aes = false;            // x86: VAES, VPCLMULQDQ and AVX2, two blocks an instruction
   static CpuFeatures detect();
 };
 
 // kConfig with the reason when the suite would not run in constant time on such a CPU.
 base::Status check_cpu(Suite suite, CpuFeatures cpu);
+
+// Every provider of the suite that this CPU can run in constant time, the preferred one first.
+std::span<const AeadProvider* const> candidate_providers(Suite suite);
+
+// The first candidate that knows its answers, and what the ones before it got wrong.
+struct ProviderChoice {
+  const AeadProvider* provider = nullptr;  // null: none knows them
+  std::vector<std::string> failures;       // one sentence for each candidate that failed
+};
+ProviderChoice choose_provider(std::span<const AeadProvider* const> candidates);
+
+// The provider of a suite, chosen by the first call. kConfig when this CPU cannot run the suite in
+// constant time, when this build has no provider for it, or when none knows its answers.
+// Thread-safe.
+base::Result<const AeadProvider*> find_provider(Suite suite);
+
+// What providers of any suite got wrong at their self-test. Empty on a sound machine; if not, it is
+// for everybody to see, even though another provider took over.
+std::vector<std::string> provider_failures();
 
 }  // namespace securefabric::crypto

@@ -16,7 +16,6 @@ namespace {
 using base::Bytes;
 using base::MutableBytes;
 
-constexpr size_t kOpensslKeyBytes = 32;    // of both suites
 constexpr size_t kOpensslNonceBytes = 12;  // of both suites
 
 using Context = std::unique_ptr<EVP_CIPHER_CTX, decltype(&EVP_CIPHER_CTX_free)>;
@@ -83,43 +82,21 @@ class OpensslKey final : public AeadKey {
   Context context_;  // holds the expanded key for ever, and the nonce of the packet in work
 };
 
-// What sets one suite apart from the other.
-struct OpensslSuite {
-  Suite suite;                   // as in aead.h
-  const char* openssl_name;      // for EVP_CIPHER_fetch
-  unsigned generation_bits_max;  // see AeadProvider
-  unsigned forgery_bits_max;     // see AeadProvider
-};
-
-// RFC 9001 §6.6 and appendix B.1: 2^23 packets of up to 64 KiB per key keep an attacker's advantage
-// below 2^-57; half of that leaves room for what the headers add.
-constexpr OpensslSuite kGcm = {Suite::kAes256Gcm, "AES-256-GCM", 22, 52};
-// RFC 9001 §6.6: the confidentiality limit is above 2^62 packets and can be disregarded. The bound
-// is only there so that the generations never stop.
-constexpr OpensslSuite kChaCha = {Suite::kChaCha20Poly1305, "ChaCha20-Poly1305", 32, 36};
-
 class OpensslProvider final : public AeadProvider {
  public:
-  explicit OpensslProvider(const OpensslSuite& facts)
-      : facts_(facts), cipher_(EVP_CIPHER_fetch(nullptr, facts.openssl_name, nullptr)) {
-    SF_CHECK_MSG(cipher_ != nullptr, facts.openssl_name);
-    SF_CHECK(EVP_CIPHER_get_key_length(cipher_) == static_cast<int>(kOpensslKeyBytes));
+  OpensslProvider(Suite suite, const char* openssl_name)
+      : AeadProvider(suite, "openssl"), cipher_(EVP_CIPHER_fetch(nullptr, openssl_name, nullptr)) {
+    SF_CHECK_MSG(cipher_ != nullptr, openssl_name);
+    SF_CHECK(EVP_CIPHER_get_key_length(cipher_) == static_cast<int>(key_bytes()));
     SF_CHECK(EVP_CIPHER_get_iv_length(cipher_) == static_cast<int>(kOpensslNonceBytes));
   }
 
-  Suite suite() const override { return facts_.suite; }
-  const char* name() const override { return "openssl"; }
-  size_t key_bytes() const override { return kOpensslKeyBytes; }
-  size_t nonce_bytes() const override { return kOpensslNonceBytes; }
-  unsigned generation_bits_max() const override { return facts_.generation_bits_max; }
-  unsigned forgery_bits_max() const override { return facts_.forgery_bits_max; }
   std::unique_ptr<AeadKey> make_key(Bytes key) const override {
-    SF_CHECK_MSG(key.size() == kOpensslKeyBytes, std::to_string(key.size()));
+    SF_CHECK_MSG(key.size() == key_bytes(), std::to_string(key.size()));
     return std::make_unique<OpensslKey>(cipher_, key);
   }
 
  private:
-  const OpensslSuite facts_;  // constants of the suite
   EVP_CIPHER* const cipher_;  // fetched once; never freed, as providers live for ever
 };
 
@@ -128,11 +105,13 @@ class OpensslProvider final : public AeadProvider {
 const AeadProvider* openssl_provider(Suite suite) {
   switch (suite) {
     case Suite::kAes256Gcm: {
-      static const OpensslProvider* const provider = new OpensslProvider(kGcm);
+      static const OpensslProvider* const provider =
+          new OpensslProvider(Suite::kAes256Gcm, "AES-256-GCM");
       return provider;
     }
     case Suite::kChaCha20Poly1305: {
-      static const OpensslProvider* const provider = new OpensslProvider(kChaCha);
+      static const OpensslProvider* const provider =
+          new OpensslProvider(Suite::kChaCha20Poly1305, "ChaCha20-Poly1305");
       return provider;
     }
     case Suite::kAegis256x2: return nullptr;

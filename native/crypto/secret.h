@@ -6,9 +6,10 @@
 // arena is the only process-wide mutable object of this room; all functions here may be called
 // from any thread. A single SecretBuffer has one owner and no lock.
 //
-// Not covered: the expanded keys that OpenSSL keeps on its own heap (wiped when freed, but neither
-// locked nor wiped on fork), and copies that a caller makes. memfd_secret is not used because it
-// gives shared memory, which the kernel cannot wipe on fork.
+// The expanded keys of our own ciphers lie here as well. Not covered: those that OpenSSL keeps on
+// its own heap (chacha20-poly1305, and AES-GCM where it is the fallback; wiped when freed, but
+// neither locked nor wiped on fork), and copies that a caller makes. memfd_secret is not used
+// because it gives shared memory, which the kernel cannot wipe on fork.
 #pragma once
 
 #include <cstddef>

@@ -412,6 +412,26 @@ TEST(PathOpener, property__agrees_with_a_model) {
   }
 }
 
+// With the usual memlock limit of 8 MiB, 1,600 peers on 4 paths fit, each way, in one generation.
+TEST(PathSealer, secret_memory__of_a_path_is_640_bytes_at_most) {
+  const auto kib_held = [] { return std::stoul(secret_memory_status()); };
+  for (const Suite suite : {Suite::kAes256Gcm, Suite::kAegis256x2, Suite::kChaCha20Poly1305}) {
+    const auto found = find_provider(suite);
+    if (!found.ok()) continue;
+    constexpr size_t kPaths = 1'000;
+    std::vector<PathSealer> sealers;
+    make_sealer(22);
+    const size_t before = kib_held();
+    for (size_t i = 0; i < kPaths; ++i) {
+      sealers.emplace_back(*found.value(), path_secret(), kPath, 22);
+      ByteVector sealed(kAuthTagBytes);
+      ASSERT_TRUE(sealers.back().seal(kHeader, {}, sealed));
+    }
+    // Blocks of 64 KiB, of which the last of each size may be nearly empty.
+    EXPECT_LE(kib_held() - before, kPaths * 640 / 1024 + 3 * 64) << suite_name(suite);
+  }
+}
+
 TEST(OpenStatus, names__are_distinct) {
   std::set<std::string> names;
   for (const OpenStatus status :

@@ -1,0 +1,30 @@
+// The kernels of one shape of vectors, as a table. Included by the kernel sources alone.
+#pragma once
+
+#include "crypto/kernel_aegis.h"
+#include "crypto/kernel_gcm.h"
+#include "crypto/kernels.h"
+
+namespace securefabric::crypto {
+namespace {
+
+template <typename V>
+constexpr PacketKernels kernel_table(const char* name) {
+  return {
+      .name = name,
+      .gcm_expand = Gcm<V>::expand,
+      .gcm_start = Gcm<V>::start,
+      .gcm_seal = Gcm<V>::template run<true>,
+      .gcm_open = Gcm<V>::template run<false>,
+      .gcm_seal_finish = Gcm<V>::seal_finish,
+      .gcm_open_finish = Gcm<V>::open_finish,
+      .aegis_start = Aegis256x2<V>::start,
+      .aegis_seal = Aegis256x2<V>::seal,
+      .aegis_open = Aegis256x2<V>::open,
+      .aegis_seal_finish = Aegis256x2<V>::seal_finish,
+      .aegis_open_finish = Aegis256x2<V>::open_finish,
+  };
+}
+
+}  // namespace
+}  // namespace securefabric::crypto

@@ -1,0 +1,122 @@
+// Two AES blocks side by side, in the two shapes that x86 has for them:
+//
+//   Pair128   two 128-bit registers   AES-NI, PCLMULQDQ and AVX
+//   Wide256   one 256-bit register    VAES, VPCLMULQDQ and AVX2
+//
+// The kernels are written once over these operations, so the algorithm that runs on wide registers
+// is, line for line, the one that runs on pairs; only the few instructions below differ.
+//
+// Included by the kernel sources alone, which are compiled for their CPU. Everything lies in an
+// unnamed namespace and nothing is taken from the standard library, so that no function compiled
+// for a newer CPU can be linked into code that runs on an older one.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#define SF_INLINE [[gnu::always_inline]] inline
+#if defined(__clang__)
+#define SF_UNROLL _Pragma("unroll")
+#else
+#define SF_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace securefabric::crypto {
+namespace {
+
+SF_INLINE __m128i load_block(const void* from) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+SF_INLINE void store_block(void* to, __m128i block) {
+  _mm_storeu_si128(static_cast<__m128i*>(to), block);
+}
+
+struct Pair128 {
+  __m128i low, high;
+
+  // What products are added up in: the two blocks' products go into one sum.
+  using Sum = __m128i;
+  SF_INLINE static Sum zero_sum() { return _mm_setzero_si128(); }
+  SF_INLINE static __m128i fold(Sum sum) { return sum; }
+
+  SF_INLINE static Pair128 load(const uint8_t* from) {
+    return {load_block(from), load_block(from + 16)};
+  }
+  SF_INLINE static Pair128 twice(__m128i block) { return {block, block}; }
+  SF_INLINE static Pair128 with_low(__m128i block) { return {block, _mm_setzero_si128()}; }
+  SF_INLINE void store(uint8_t* to) const {
+    store_block(to, low);
+    store_block(to + 16, high);
+  }
+  SF_INLINE void store_low(uint8_t* to) const { store_block(to, low); }
+  SF_INLINE __m128i xor_halves() const { return _mm_xor_si128(low, high); }
+  SF_INLINE Pair128 operator^(Pair128 other) const {
+    return {_mm_xor_si128(low, other.low), _mm_xor_si128(high, other.high)};
+  }
+  SF_INLINE Pair128 operator&(Pair128 other) const {
+    return {_mm_and_si128(low, other.low), _mm_and_si128(high, other.high)};
+  }
+  SF_INLINE Pair128 add32(Pair128 other) const {
+    return {_mm_add_epi32(low, other.low), _mm_add_epi32(high, other.high)};
+  }
+  SF_INLINE Pair128 shuffle(__m128i order) const {
+    return {_mm_shuffle_epi8(low, order), _mm_shuffle_epi8(high, order)};
+  }
+  SF_INLINE Pair128 swap_words() const {
+    return {_mm_shuffle_epi32(low, 0x4E), _mm_shuffle_epi32(high, 0x4E)};
+  }
+  SF_INLINE Pair128 aes_round(Pair128 key) const {
+    return {_mm_aesenc_si128(low, key.low), _mm_aesenc_si128(high, key.high)};
+  }
+  SF_INLINE Pair128 aes_last(Pair128 key) const {
+    return {_mm_aesenclast_si128(low, key.low), _mm_aesenclast_si128(high, key.high)};
+  }
+  template <int kWords>
+  SF_INLINE static void add_product(Sum& sum, Pair128 a, Pair128 b) {
+    sum = _mm_xor_si128(sum, _mm_clmulepi64_si128(a.low, b.low, kWords));
+    sum = _mm_xor_si128(sum, _mm_clmulepi64_si128(a.high, b.high, kWords));
+  }
+};
+
+#if defined(__VAES__) && defined(__VPCLMULQDQ__) && defined(__AVX2__)
+struct Wide256 {
+  __m256i both;
+
+  using Sum = __m256i;
+  SF_INLINE static Sum zero_sum() { return _mm256_setzero_si256(); }
+  SF_INLINE static __m128i fold(Sum sum) {
+    return _mm_xor_si128(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+  }
+
+  SF_INLINE static Wide256 load(const uint8_t* from) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
+  }
+  SF_INLINE static Wide256 twice(__m128i block) { return {_mm256_broadcastsi128_si256(block)}; }
+  SF_INLINE static Wide256 with_low(__m128i block) { return {_mm256_zextsi128_si256(block)}; }
+  SF_INLINE void store(uint8_t* to) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both);
+  }
+  SF_INLINE void store_low(uint8_t* to) const { store_block(to, _mm256_castsi256_si128(both)); }
+  SF_INLINE __m128i xor_halves() const { return fold(both); }
+  SF_INLINE Wide256 operator^(Wide256 other) const { return {_mm256_xor_si256(both, other.both)}; }
+  SF_INLINE Wide256 operator&(Wide256 other) const { return {_mm256_and_si256(both, other.both)}; }
+  SF_INLINE Wide256 add32(Wide256 other) const { return {_mm256_add_epi32(both, other.both)}; }
+  SF_INLINE Wide256 shuffle(__m128i order) const {
+    return {_mm256_shuffle_epi8(both, _mm256_broadcastsi128_si256(order))};
+  }
+  SF_INLINE Wide256 swap_words() const { return {_mm256_shuffle_epi32(both, 0x4E)}; }
+  SF_INLINE Wide256 aes_round(Wide256 key) const { return {_mm256_aesenc_epi128(both, key.both)}; }
+  SF_INLINE Wide256 aes_last(Wide256 key) const {
+    return {_mm256_aesenclast_epi128(both, key.both)};
+  }
+  template <int kWords>
+  SF_INLINE static void add_product(Sum& sum, Wide256 a, Wide256 b) {
+    sum = _mm256_xor_si256(sum, _mm256_clmulepi64_epi128(a.both, b.both, kWords));
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace securefabric::crypto
