@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "crypto/kdf.h"
+#include "crypto/key_exchange.h"
 #include "net/clock.h"
 #include "net/entropy.h"
 #include "net/interfaces.h"
@@ -133,10 +134,10 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
                      "(SECUREFABRIC_SOCKETS_PER_INTERFACE)"};
   }
 
-  auto private_key = random_bytes<32>();
+  auto private_key = crypto::SecretBuffer::allocate(crypto::kPrivateKeyBytes);
+  if (const Status status = fill_entropy(private_key.bytes()); !status) return status.error();
   auto boot_id = random_bytes<16>();
   auto seeds = random_bytes<16>();
-  if (!private_key) return private_key.error();
   if (!boot_id) return boot_id.error();
   if (!seeds) return seeds.error();
   base::ByteReader reader(seeds.value());
@@ -147,7 +148,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   endpoint.aead = provider.value();
   endpoint.generation_bits = config.generation_bits != 0 ? config.generation_bits
                                                          : provider.value()->generation_bits_max();
-  endpoint.private_key = crypto::SecretBuffer::copy_and_wipe(private_key.value());
+  endpoint.private_key = std::move(private_key);
   endpoint.job_secret = std::move(job_secret);
   endpoint.random_seed = reader.u64();
   endpoint.spi_base = base::Spi{reader.u32()};
