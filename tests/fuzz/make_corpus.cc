@@ -44,6 +44,20 @@ void write_headers(const Corpus& corpus) {
   corpus.add("flags", damaged);
 }
 
+// Packets of sizes around those at which a kernel changes what it does.
+void write_packets(const Corpus& corpus) {
+  for (uint8_t suite = 0; suite < 3; ++suite) {
+    for (const size_t size : {0u, 1u, 17u, 128u, 161u, 300u, 1'424u}) {
+      Random random(size + suite);
+      ByteVector input(9 + size);
+      random.fill(input);
+      input[0] = suite;
+      input[1] = 16;
+      corpus.add("suite" + std::to_string(suite) + "_" + std::to_string(size), input);
+    }
+  }
+}
+
 void write_frames(const Corpus& corpus) {
   ByteVector all;
   for (const wire::Sample& sample : wire::samples()) {
@@ -112,5 +126,6 @@ int main(int argc, char** argv) {
   write_frames(Corpus(root / "frames_fuzz"));
   write_attacks(Corpus(root / "endpoint_fuzz"));
   write_job_keys(Corpus(root / "job_key_fuzz"));
+  write_packets(Corpus(root / "aead_fuzz"));
   return 0;
 }
