@@ -12,10 +12,11 @@ WERROR := $(if $(CI),ON,OFF)
 CMAKE := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake
 CTEST := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ctest --output-on-failure
 NATIVE := $(CMAKE) -S . -G Ninja -DSF_BUILD_PYTHON=OFF -DSF_BUILD_TESTS=ON -DSF_WERROR=$(WERROR)
-CPP_FILES := find native tests -name '*.cc' -o -name '*.h'
+CPP_FILES := find native tests bench -name '*.cc' -o -name '*.h'
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo test lint format native-test python-test asan tsan fuzz bench clean
+.PHONY: help setup demo test lint format native-test python-test asan tsan fuzz bench bench-micro \
+  clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,11 @@ fuzz: setup-fuzz ## run each fuzz target for FUZZ_SECONDS (60)
 
 bench: setup-bench ## compare with gloo and MPI on 2 and 4 ranks of this host
 	for ranks in 2 4; do tools/mpirun.sh -n $$ranks $(PYTHON) bench/compare.py || exit; done
+
+bench-micro: setup-bench ## time seal, open, headers, range sets and reductions on one core
+	$(NATIVE) -B build/native
+	$(CMAKE) --build build/native --target bench_micro
+	build/native/bench_micro $(BENCH_ARGS)
 
 clean: ## remove everything that was built; keeps .venv
 	rm -rf build dist $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis

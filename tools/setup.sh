@@ -70,9 +70,13 @@ missing_packages() {
   [[ -e /usr/include/openssl/evp.h ]] ||
     compiles '#include <openssl/opensslv.h>\n#if OPENSSL_VERSION_MAJOR < 3\n#error\n#endif' ||
     printf 'libssl-dev '
-  if [[ "$GOAL" == test ]]; then
+  if [[ "$GOAL" == test || "$GOAL" == bench ]]; then
     [[ -e /usr/include/gtest/gtest.h ]] || compiles '#include <gtest/gtest.h>' ||
       printf 'libgtest-dev '
+  fi
+  if [[ "$GOAL" == test || "$GOAL" == bench ]]; then
+    [[ -e /usr/include/benchmark/benchmark.h ]] ||
+      compiles '#include <benchmark/benchmark.h>' || printf 'libbenchmark-dev '
   fi
   if [[ "$GOAL" == fuzz ]]; then
     ls /usr/bin/clang++* >/dev/null 2>&1 || printf 'clang '
