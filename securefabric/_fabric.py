@@ -18,7 +18,13 @@ from ._board import Board, agree_on_group_key
 from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .hybrid import HybridKeys
-from .identity import Identity, PskIdentity, read_key_text
+from .identity import (
+    Identity,
+    PskIdentity,
+    read_key_text,
+    suite_provider,
+    warn_of_failed_providers,
+)
 from .options import Options
 from .roster import PROTOCOL_VERSION, EntryBody, PeerEntry, Roster, policy_digest
 
@@ -43,6 +49,8 @@ class ProcessFabric:
         self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
         identity, self.native = self._make_native(is_one_host)
         self.suite = self.native.suite
+        self.provider = suite_provider(self.suite)
+        warn_of_failed_providers()
         # Without a job key nothing else would outlast a break of X25519.
         has_kem = options.post_quantum or not options.key_file
         hybrid = HybridKeys(identity) if has_kem else None

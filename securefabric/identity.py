@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,7 +26,9 @@ __all__ = [
     "config_error",
     "read_file",
     "read_key_text",
+    "suite_provider",
     "suite_refusal",
+    "warn_of_failed_providers",
     "write_key_file",
     "write_new_file",
 ]
@@ -117,6 +120,21 @@ def suite_refusal(suite: str) -> str | None:
     from ._core import suites
 
     return {name: refusal for name, _, refusal in suites()}[suite]
+
+
+def suite_provider(suite: str) -> str:
+    """Return which implementation runs a cipher suite here; empty when this host cannot run it."""
+    from ._core import suites
+
+    return {name: provider for name, provider, _ in suites()}[suite] or ""
+
+
+def warn_of_failed_providers() -> None:
+    """Warn of each implementation that failed its self-test, although another one took over."""
+    from ._core import provider_failures
+
+    for failure in provider_failures():
+        warnings.warn(failure, RuntimeWarning, stacklevel=2)
 
 
 def read_key_text(path: str) -> bytearray:

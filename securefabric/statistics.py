@@ -25,6 +25,8 @@ class Stats:
     world_size: int
     suite: str
     """The cipher suite that seals every packet."""
+    provider: str
+    """Which implementation of the suite this CPU runs."""
     peers: int
     """Ranks with which this one has a link."""
     paths_active: int
@@ -106,7 +108,7 @@ def stats() -> Stats:
     fabric = current_fabric()
     if fabric is None:
         raise _no_fabric()
-    known = {"rank": fabric.rank, "world_size": fabric.world_size, "suite": fabric.suite}
+    known = {name: getattr(fabric, name) for name in ("rank", "world_size", "suite", "provider")}
     counted: dict[str, object] = {**known, **fabric.native.stats()}
     return _stats_of(counted)
 
@@ -141,8 +143,8 @@ def summary(counted: Stats | None = None) -> str:
     offloads = f"GSO {_on(s.gso)}, GRO {_on(s.gro)}"
     return "\n".join(
         (
-            f"rank {s.rank} of {s.world_size}: {s.suite}, {s.peers} peers, {s.paths_active} paths "
-            f"active, {s.paths_used} used, {offloads}",
+            f"rank {s.rank} of {s.world_size}: {s.suite} by {s.provider}, {s.peers} peers, "
+            f"{s.paths_active} paths active, {s.paths_used} used, {offloads}",
             f"  sealed  {s.packets_sealed:>12,} packets {_size(s.bytes_sealed):>12}",
             f"  opened  {s.packets_opened:>12,} packets {_size(s.bytes_opened):>12}",
             f"  resent  {s.fragments_resent:>12,} fragments {_size(s.bytes_resent):>10}, "

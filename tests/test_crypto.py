@@ -7,15 +7,23 @@ import hmac
 import os
 import pickle
 import random
+from typing import Any
 
 import pytest
+import slow_aegis
+from cryptography.hazmat.primitives.ciphers import aead
 
 from securefabric import _core
 
 KEY_HEX = bytes(range(32)).hex()
 KEY_FILE = f"securefabric-job-key v1\nid: 0123456789abcdef\nsuite: aes-256-gcm\nkey: {KEY_HEX}\n"
 
-AEADS = {"aes-256-gcm": "AESGCM", "chacha20-poly1305": "ChaCha20Poly1305"}
+# Suite: its AEAD elsewhere, and the bytes of its nonce.
+AEADS: dict[str, tuple[Any, int]] = {
+    "aes-256-gcm": (aead.AESGCM, 12),
+    "chacha20-poly1305": (aead.ChaCha20Poly1305, 12),
+    "aegis-256x2": (slow_aegis.Aegis256X2, 32),
+}
 
 
 def job_key(text: str = KEY_FILE) -> _core.JobKey:
@@ -87,6 +95,54 @@ def test_suites__name_provider_or_refusal() -> None:
     assert all((provider is None) != (refusal is None) for _, provider, refusal in suites)
 
 
+def test_providers__are_the_preferred_one_first() -> None:
+    for suite, provider, refusal in _core.suites():
+        names = _core.providers(suite)
+        assert names[:1] == ([] if refusal else [provider])
+    assert _core.providers("chacha20-poly1305") == ["openssl"]
+    assert _core.provider_failures() == []
+    with pytest.raises(ValueError, match="unknown cipher suite"):
+        _core.providers("none")
+
+
+@pytest.mark.parametrize("suite", list(AEADS))
+def test_aead__every_provider_agrees_with_an_implementation_elsewhere(suite: str) -> None:
+    require_suite(suite)
+    cipher, nonce_bytes = AEADS[suite]
+    draw = random.Random(suite)
+    for size in (0, 1, 31, 32, 33, 127, 128, 129, 500, 1424):
+        key, nonce, aad, data = (draw.randbytes(n) for n in (32, nonce_bytes, 16, size))
+        sealed = cipher(key).encrypt(nonce, data, aad)
+        for provider in _core.providers(suite):
+            assert _core.aead_seal(suite, key, nonce, aad, data, provider) == sealed, provider
+            assert _core.aead_open(suite, key, nonce, aad, sealed, provider) == data, provider
+            assert _core.aead_open(suite, key, nonce, b"", sealed, provider) is None, provider
+    with pytest.raises(ValueError, match="has no provider none"):
+        _core.aead_seal(suite, key, nonce, aad, data, "none")
+
+
+def test_aegis_256x2__agrees_with_libaegis() -> None:
+    """Needs `pip install pyaegis==0.3.1`, which compiles for a minute: no part of the set-up."""
+    libaegis = pytest.importorskip("pyaegis", reason="pyaegis is not installed").Aegis256X2(16)
+    require_suite("aegis-256x2")
+    draw = random.Random(5)
+    for size in [*range(200), 1424, 8928, 65_000]:
+        key, nonce, aad, data = (draw.randbytes(n) for n in (32, 32, draw.randrange(70), size))
+        sealed = bytes(libaegis.encrypt(key, nonce, data, aad))
+        for provider in _core.providers("aegis-256x2"):
+            assert _core.aead_seal("aegis-256x2", key, nonce, aad, data, provider) == sealed
+            assert _core.aead_open("aegis-256x2", key, nonce, aad, sealed, provider) == data
+
+
+def test_exercise__seals_and_opens_with_every_provider() -> None:
+    for suite, _, _ in _core.suites():
+        for provider in _core.providers(suite):
+            _core.exercise(suite, 1424, 10, opens=False, provider=provider)
+            _core.exercise(suite, 1424, 10, opens=True, provider=provider)
+    with pytest.raises(ValueError, match="packet_bytes"):
+        _core.exercise("chacha20-poly1305", 1 << 20, 1)
+
+
 def test_secret_memory_status__says_what_it_got() -> None:
     job_key()
     assert "locked in RAM" in _core.secret_memory_status()
@@ -121,7 +177,7 @@ def framed(entry: bytes) -> bytes:
 
 
 def nonce_of(iv: bytes, path_id: int, number: int) -> bytes:
-    counter = path_id.to_bytes(4, "big") + number.to_bytes(8, "big")
+    counter = bytes(len(iv) - 12) + path_id.to_bytes(4, "big") + number.to_bytes(8, "big")
     return bytes(a ^ b for a, b in zip(iv, counter, strict=True))
 
 
@@ -129,8 +185,7 @@ class Packets:
     """One path in one direction, from its path secret."""
 
     def __init__(self, suite: str, secret: bytes, path_id: int, generation_bits: int) -> None:
-        aead = pytest.importorskip("cryptography.hazmat.primitives.ciphers.aead")
-        self.cipher = getattr(aead, AEADS[suite])
+        self.cipher, self.nonce_bytes = AEADS[suite]
         self.secret = secret
         self.path_id = path_id
         self.generation_bits = generation_bits
@@ -138,7 +193,7 @@ class Packets:
     def keys(self, number: int) -> tuple[bytes, bytes]:
         generation = (number >> self.generation_bits).to_bytes(8, "big")
         key = expand(self.secret, "key", generation, 32)
-        return key, expand(self.secret, "iv", generation, 12)
+        return key, expand(self.secret, "iv", generation, self.nonce_bytes)
 
     def seal(self, number: int, aad: bytes, data: bytes) -> bytes:
         key, iv = self.keys(number)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from native_fake import install
 
-from securefabric import authority, doctor
+from securefabric import _core, authority, doctor
 from securefabric.doctor import Finding, examine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -55,6 +56,26 @@ def test_examine__another_torch_is_fatal_and_the_rest_is_still_examined(
 def test_examine__an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECUREFABRIC_PATHS_PER_PEER", "many")
     assert "SECUREFABRIC_PATHS_PER_PEER" in by_topic(examine())["settings"].detail
+
+
+def test_suites__each_one_has_its_provider_and_speed_or_a_reason() -> None:
+    details = [finding.detail for finding in doctor._suites() if finding.topic == "cipher suite"]
+    for detail, (name, provider, refusal) in zip(details, _core.suites(), strict=True):
+        if provider is None:
+            assert detail == f"{name}: {refusal}"
+            continue
+        assert detail.startswith(f"{name} by {provider}, known answers checked")
+        rates = re.findall(r"([0-9.]+) at ([0-9,]+) B", detail)
+        assert [size for _, size in rates] == ["1,424", "8,928"]
+        assert all(float(rate) > 0 for rate, _ in rates)
+
+
+def test_suites__a_provider_that_failed_its_self_test_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_core, "provider_failures", lambda: ["the vaes provider failed"])
+    first = next(doctor._suites())
+    assert (first.verdict, first.detail) == ("note", "the vaes provider failed")
 
 
 def test_offloads__a_kernel_without_them_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

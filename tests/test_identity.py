@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from securefabric import _core, identity
 from securefabric._core import JobKey
 from securefabric.errors import ConfigError
-from securefabric.identity import SUITES, TEXT_BYTES_MAX, read_key_text, write_key_file
+from securefabric.identity import (
+    SUITES,
+    TEXT_BYTES_MAX,
+    read_key_text,
+    suite_provider,
+    suite_refusal,
+    write_key_file,
+)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -141,3 +149,15 @@ def test_module__making_a_key_does_not_import_torch(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
+def test_warn_of_failed_providers__says_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity.warn_of_failed_providers()  # a sound machine: nothing to say
+    monkeypatch.setattr(_core, "provider_failures", lambda: ["the vaes provider failed"])
+    with pytest.warns(RuntimeWarning, match="the vaes provider failed"):
+        identity.warn_of_failed_providers()
+
+
+def test_suite_provider__is_empty_exactly_where_the_suite_is_refused() -> None:
+    for suite in SUITES:
+        assert (suite_provider(suite) == "") == (suite_refusal(suite) is not None)

@@ -13,7 +13,7 @@ from securefabric.statistics import PathStats, Stats, paths, stats, summary
 NUMBERS = [
     field.name
     for field in dataclasses.fields(Stats)
-    if field.name not in ("rank", "world_size", "suite", "gso", "gro", "drops")
+    if field.name not in ("rank", "world_size", "suite", "provider", "gso", "gro", "drops")
 ]
 
 PATH_FIELDS = [field.name for field in dataclasses.fields(PathStats)]
@@ -27,7 +27,11 @@ def counted(**changes: object) -> dict[str, object]:
 
 def use(monkeypatch: pytest.MonkeyPatch, native: dict[str, object]) -> None:
     fabric = SimpleNamespace(
-        rank=1, world_size=4, suite=SUITE, native=SimpleNamespace(stats=lambda: native)
+        rank=1,
+        world_size=4,
+        suite=SUITE,
+        provider="openssl",
+        native=SimpleNamespace(stats=lambda: native),
     )
     monkeypatch.setattr(_fabric, "_current", fabric)
 
@@ -42,7 +46,7 @@ def test_stats__takes_every_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {name: position for position, name in enumerate(NUMBERS)}
     use(monkeypatch, counted(**values, drops={"auth_failed": 7, "unknown_spi": 1}))
     seen = stats()
-    assert (seen.rank, seen.world_size, seen.suite) == (1, 4, SUITE)
+    assert (seen.rank, seen.world_size, seen.suite, seen.provider) == (1, 4, SUITE, "openssl")
     assert {name: getattr(seen, name) for name in NUMBERS} == values
     assert seen.auth_failures == 7
 
@@ -88,7 +92,7 @@ def test_summary__says_what_a_user_asks(monkeypatch: pytest.MonkeyPatch) -> None
     )
     use(monkeypatch, native)
     assert summary().splitlines() == [
-        "rank 1 of 4: aes-256-gcm, 3 peers, 12 paths active, 11 used, GSO on, GRO off",
+        "rank 1 of 4: aes-256-gcm by openssl, 3 peers, 12 paths active, 11 used, GSO on, GRO off",
         "  sealed        12,345 packets     3.00 MiB",
         "  opened        12,001 packets        512 B",
         "  resent             4 fragments   2.00 KiB, 5 packets lost, 0 of them wrongly",

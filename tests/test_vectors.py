@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import slow_aegis
 
 from securefabric import _core
 
@@ -49,16 +50,16 @@ def require_suite(name: str) -> None:
         pytest.skip(refusal)
 
 
-def check_aead(suite: str, vector: Vector) -> None:
+def check_aead(suite: str, vector: Vector, provider: str = "") -> None:
     key, nonce, aad, data, ciphertext, tag = (
         bytes.fromhex(vector[field]) for field in ("key", "iv", "aad", "msg", "ct", "tag")
     )
     sealed = ciphertext + tag
-    label = f"{suite} tcId {vector['tcId']}: {vector['comment']}"
-    opened = _core.aead_open(suite, key, nonce, aad, sealed)
+    label = f"{suite} by {provider}, tcId {vector['tcId']}: {vector['comment']}"
+    opened = _core.aead_open(suite, key, nonce, aad, sealed, provider)
     if vector["result"] == "valid":
         assert opened == data, label
-        assert _core.aead_seal(suite, key, nonce, aad, data) == sealed, label
+        assert _core.aead_seal(suite, key, nonce, aad, data, provider) == sealed, label
     else:
         assert opened is None, label
 
@@ -74,8 +75,9 @@ def test_aead__wycheproof(suite: str, name: str, count: int) -> None:
     vectors = wycheproof(name, keySize=256, ivSize=96, tagSize=128)
     require_suite(suite)
     assert len(vectors) >= count
-    for vector in vectors:
-        check_aead(suite, vector)
+    for provider in _core.providers(suite):
+        for vector in vectors:
+            check_aead(suite, vector, provider)
 
 
 @pytest.mark.parametrize("suite", ["aes-256-gcm", "chacha20-poly1305"])
@@ -97,9 +99,14 @@ def test_aead__aegis_256x2_cfrg() -> None:
         key, nonce, aad, data, ciphertext, tag = (
             bytes.fromhex(vector[field]) for field in ("key", "nonce", "ad", "msg", "ct", "tag128")
         )
-        sealed = _core.aead_seal("aegis-256x2", key, nonce, aad, data)
-        assert sealed == ciphertext + tag, vector["name"]
-        assert _core.aead_open("aegis-256x2", key, nonce, aad, sealed) == data, vector["name"]
+        sealed = ciphertext + tag
+        assert slow_aegis.seal(key, nonce, aad, data) == sealed, vector["name"]
+        for provider in _core.providers("aegis-256x2"):
+            args = "aegis-256x2", key, nonce, aad
+            assert _core.aead_seal(*args, data, provider) == sealed, vector["name"]
+            assert _core.aead_open(*args, sealed, provider) == data, vector["name"]
+            forged = bytes([sealed[0] ^ 1]) + sealed[1:]
+            assert _core.aead_open(*args, forged, provider) is None, vector["name"]
 
 
 def test_hkdf__wycheproof() -> None:
@@ -126,3 +133,38 @@ def test_x25519__wycheproof() -> None:
             shared = bytes.fromhex(vector["shared"])
             assert _core.x25519_shared(private, public) == shared, vector["tcId"]
     assert refused > 0
+
+
+# What Python takes from `cryptography`.
+
+
+def test_ed25519__wycheproof() -> None:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    for group in load("wycheproof-ed25519")["testGroups"]:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(group["publicKey"]["pk"]))
+        for vector in group["tests"]:
+            signature, message = bytes.fromhex(vector["sig"]), bytes.fromhex(vector["msg"])
+            if vector["result"] == "valid":
+                key.verify(signature, message)
+            else:
+                with pytest.raises(InvalidSignature):
+                    key.verify(signature, message)
+
+
+def test_mlkem_768__wycheproof() -> None:
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
+    checked = 0
+    for vector in wycheproof("mlkem_768"):
+        seed, ciphertext = bytes.fromhex(vector["seed"]), bytes.fromhex(vector["c"])
+        if vector["result"] != "valid":
+            with pytest.raises(ValueError):  # noqa: PT011  # a size, or an impossible encapsulation
+                MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(ciphertext)
+            continue
+        key = MLKEM768PrivateKey.from_seed_bytes(seed)
+        assert key.public_key().public_bytes_raw() == bytes.fromhex(vector["ek"]), vector["tcId"]
+        assert key.decapsulate(ciphertext) == bytes.fromhex(vector["K"]), vector["tcId"]
+        checked += 1
+    assert checked > 100

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "bindings.h"
 #include "crypto/aead.h"
 #include "crypto/job_key.h"
@@ -46,8 +47,22 @@ SecretBuffer to_secret(const py::bytes& source) {
   return secret;
 }
 
-const AeadProvider& provider_of(const std::string& suite) {
-  return *unwrap(find_provider(unwrap(parse_suite(suite))));
+// The one named, else the preferred one.
+const AeadProvider& provider_of(const std::string& suite_text, const std::string& name = "") {
+  const Suite suite = unwrap(parse_suite(suite_text));
+  if (name.empty()) return *unwrap(find_provider(suite));
+  for (const AeadProvider* candidate : candidate_providers(suite)) {
+    if (name == candidate->name()) return *candidate;
+  }
+  throw py::value_error(suite_text + " has no provider " + name + " on this CPU");
+}
+
+std::vector<std::string> providers(const std::string& suite) {
+  std::vector<std::string> names;
+  for (const AeadProvider* candidate : candidate_providers(unwrap(parse_suite(suite)))) {
+    names.emplace_back(candidate->name());
+  }
+  return names;
 }
 
 // Name, provider, refusal: which implementation runs a suite in this process, or why none does.
@@ -96,8 +111,8 @@ size_t sealed_bytes(const std::vector<Bytes>& parts) {
 }
 
 py::bytes aead_seal(const std::string& suite, const py::bytes& key, const py::bytes& nonce,
-                    const py::bytes& aad, const py::bytes& data) {
-  const auto aead = key_of(provider_of(suite), key, nonce);
+                    const py::bytes& aad, const py::bytes& data, const std::string& provider) {
+  const auto aead = key_of(provider_of(suite, provider), key, nonce);
   const Bytes part = view_of(data);
   return make_bytes(part.size() + kAuthTagBytes, [&](base::MutableBytes out) {
     aead->seal(view_of(nonce), view_of(aad), std::span(&part, 1), out);
@@ -106,8 +121,8 @@ py::bytes aead_seal(const std::string& suite, const py::bytes& key, const py::by
 
 std::optional<py::bytes> aead_open(const std::string& suite, const py::bytes& key,
                                    const py::bytes& nonce, const py::bytes& aad,
-                                   const py::bytes& sealed) {
-  const auto aead = key_of(provider_of(suite), key, nonce);
+                                   const py::bytes& sealed, const std::string& provider) {
+  const auto aead = key_of(provider_of(suite, provider), key, nonce);
   const Bytes bytes = view_of(sealed);
   if (bytes.size() < kAuthTagBytes) return std::nullopt;
   bool verified = false;
@@ -116,6 +131,29 @@ std::optional<py::bytes> aead_open(const std::string& suite, const py::bytes& ke
   });
   if (!verified) return std::nullopt;
   return opened;
+}
+
+// Work to be timed by the caller: `packets` packets of a throw-away key, in cache.
+void exercise(const std::string& suite, size_t packet_bytes, size_t packets, bool opens,
+              const std::string& provider_name) {
+  if (packet_bytes > 65'535) throw py::value_error("packet_bytes above 65535");
+  const AeadProvider& provider = provider_of(suite, provider_name);
+  const std::vector<uint8_t> key(provider.key_bytes());
+  const std::vector<uint8_t> nonce(provider.nonce_bytes());
+  const std::vector<uint8_t> aad(16);
+  std::vector<uint8_t> data(packet_bytes);
+  std::vector<uint8_t> sealed(packet_bytes + kAuthTagBytes);
+  const Bytes part = data;
+  const py::gil_scoped_release others_may_run;
+  const auto aead = provider.make_key(key);
+  aead->seal(nonce, aad, std::span(&part, 1), sealed);
+  for (size_t i = 0; i < packets; ++i) {
+    if (!opens) {
+      aead->seal(nonce, aad, std::span(&part, 1), sealed);
+    } else if (!aead->open(nonce, aad, sealed, data)) {
+      SF_CHECK_MSG(false, suite);
+    }
+  }
 }
 
 py::bytes hkdf(const py::bytes& salt, const py::bytes& input, const py::bytes& info,
@@ -255,6 +293,10 @@ void bind_status(py::module_& module) {
   module.def(
       "suites", &suites,
       "Name, provider and reason of refusal of every cipher suite; one of the last two is None.");
+  module.def("providers", &providers, py::arg("suite"),
+             "Name the implementations of a suite that this CPU can run, the preferred one first.");
+  module.def("provider_failures", &provider_failures,
+             "Say which implementations failed their self-test and were passed over.");
   module.def("secret_memory_status", &secret_memory_status,
              "Describe the memory that holds secrets and the protections it got.");
   module.def("forked_child", &forked_child,
@@ -263,9 +305,14 @@ void bind_status(py::module_& module) {
 
 void bind_primitives(py::module_& module) {
   module.def("aead_seal", &aead_seal, py::arg("suite"), py::arg("key"), py::arg("nonce"),
-             py::arg("aad"), py::arg("data"), "Seal with a given nonce. For published vectors.");
+             py::arg("aad"), py::arg("data"), py::arg("provider") = "",
+             "Seal with a given nonce. For published vectors.");
   module.def("aead_open", &aead_open, py::arg("suite"), py::arg("key"), py::arg("nonce"),
-             py::arg("aad"), py::arg("sealed"), "Open; None when the tag does not verify.");
+             py::arg("aad"), py::arg("sealed"), py::arg("provider") = "",
+             "Open; None when the tag does not verify.");
+  module.def("exercise", &exercise, py::arg("suite"), py::arg("packet_bytes"), py::arg("packets"),
+             py::arg("opens") = false, py::arg("provider") = "",
+             "Seal or open packets of zeros, for the caller to time.");
   module.def("hkdf", &hkdf, py::arg("salt"), py::arg("secret"), py::arg("info"), py::arg("length"),
              "HKDF-SHA256, extract and expand.");
   module.def("x25519_public", &x25519_public, py::arg("private_key"), "The public key.");
