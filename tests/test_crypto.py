@@ -85,6 +85,16 @@ def test_job_key__evidence_verifies_only_for_its_message() -> None:
     assert not other.verify_evidence(b"entry", evidence)
 
 
+def test_job_key__the_store_has_keys_of_its_own() -> None:
+    secrets = {role: bytes(job_key().store_secret(role)) for role in ("server", "client")}
+    assert secrets["server"] != secrets["client"]
+    assert {len(secret) for secret in secrets.values()} == {32}
+    other = job_key(KEY_FILE.replace("abcdef", "abcdee"))
+    assert bytes(other.store_secret("server")) not in secrets.values()
+    with pytest.raises(ValueError, match="role is server or client"):
+        job_key().store_secret("broker")
+
+
 # Status
 
 

@@ -124,6 +124,8 @@ JobKey::JobKey(Suite suite, const std::array<uint8_t, kKeyIdBytes>& key_id, Byte
   writer.bytes(key_id);
   job_secret_ = expand_label(root.view(), "job secret", context, kHashBytes);
   evidence_key_ = expand_label(root.view(), "evidence", context, kHashBytes);
+  store_server_ = expand_label(root.view(), "store server", context, kHashBytes);
+  store_client_ = expand_label(root.view(), "store client", context, kHashBytes);
 }
 
 Result<JobKey> JobKey::parse(MutableBytes text) {

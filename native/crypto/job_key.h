@@ -12,8 +12,10 @@
 //   root       = HKDF-Extract("securefabric job key v1", key)
 //   job_secret = Label(root, "job secret", suite (1 byte) ‖ id (8 bytes))
 //   evidence   = HMAC-SHA256(Label(root, "evidence", the same), message)
+//   store      = Label(root, "store server" or "store client", the same)
 //
-// The job secret goes into every link secret, evidence into roster entries. Label is expand_label
+// The job secret goes into every link secret, evidence into roster entries, the store's secrets are
+// the private CURVE keys of the encrypted store's two ends. Label is expand_label
 // of kdf.h with 32 bytes of output.
 #pragma once
 
@@ -28,6 +30,9 @@
 #include "crypto/secret.h"
 
 namespace securefabric::crypto {
+
+// An end of the encrypted store.
+enum class StoreRole : uint8_t { kServer, kClient };
 
 class JobKey {
  public:
@@ -56,6 +61,11 @@ class JobKey {
   base::Bytes job_secret() const { return job_secret_.view(); }
   SecretBuffer copy_job_secret() const;
 
+  // The private Curve25519 key that every member has for this end of the job's store.
+  base::Bytes store_secret(StoreRole role) const {
+    return role == StoreRole::kServer ? store_server_.view() : store_client_.view();
+  }
+
  private:
   JobKey(Suite suite, const std::array<uint8_t, kKeyIdBytes>& key_id, base::Bytes key);
 
@@ -63,6 +73,8 @@ class JobKey {
   std::string key_id_;         // 16 hexadecimal digits
   SecretBuffer job_secret_;    // 32 bytes
   SecretBuffer evidence_key_;  // 32 bytes
+  SecretBuffer store_server_;  // 32 bytes
+  SecretBuffer store_client_;  // 32 bytes
 };
 
 }  // namespace securefabric::crypto

@@ -259,6 +259,12 @@ py::bytearray format_job_key(const std::string& suite, py::bytearray random) {
   return {reinterpret_cast<const char*>(text.view().data()), text.size()};
 }
 
+py::bytearray store_secret(const JobKey& key, const std::string& role) {
+  if (role != "server" && role != "client") throw py::value_error("role is server or client");
+  const Bytes secret = key.store_secret(role == "server" ? StoreRole::kServer : StoreRole::kClient);
+  return {reinterpret_cast<const char*>(secret.data()), secret.size()};
+}
+
 std::string describe(const JobKey& key) {
   return "JobKey(id=" + key.key_id() + ", suite=" + suite_name(key.suite()) + ")";
 }
@@ -286,6 +292,8 @@ void bind_job_key(py::module_& module) {
             return key.verify_evidence(view_of(message), view_of(evidence));
           },
           py::arg("message"), py::arg("evidence"), "Check what evidence() returned, anywhere.")
+      .def("store_secret", &store_secret, py::arg("role"),
+           "The private CURVE key of the store's \"server\" or \"client\"; the caller wipes it.")
       .def("__repr__", &describe);
 }
 

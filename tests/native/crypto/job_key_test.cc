@@ -125,6 +125,9 @@ TEST(JobKey, derivation__binds_key_id_and_suite) {
                                   key_file(id, "aes-256-gcm", other_hex)}) {
     const JobKey other = parse(text).value();
     EXPECT_NE(to_hex(other.job_secret()), to_hex(base.job_secret()));
+    for (const StoreRole role : {StoreRole::kServer, StoreRole::kClient}) {
+      EXPECT_NE(to_hex(other.store_secret(role)), to_hex(base.store_secret(role)));
+    }
     EXPECT_FALSE(other.verify_evidence(from_text("entry"), base.evidence(from_text("entry"))));
   }
 }
@@ -136,6 +139,10 @@ TEST(JobKey, derivation__golden) {
             "e6fd882cb4f6feb9be7ad0639dde0b273dbffd47b690eb9e0a21f9a48aecdd50");
   EXPECT_EQ(to_hex(key.evidence(from_text("entry"))),
             "04e607fcabfcaf5856e10d415dfb72885b29c9788cc853f2cd2a54c69db70da6");
+  EXPECT_EQ(to_hex(key.store_secret(StoreRole::kServer)),
+            "a134d6cd54e5e1e380f6946cf96735945551391347ba2005ec81dfa2ce142ee7");
+  EXPECT_EQ(to_hex(key.store_secret(StoreRole::kClient)),
+            "b07c1ce25f321004f895cde343618d167efc58d0228afd1ae306b8688bd2494b");
 }
 
 TEST(JobKey, verify_evidence__refuses_changes) {
