@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from torch._C._distributed_c10d import Backend as _C10dBackend
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import Store as _C10dStore
 
 from .roster import PeerEntry
+from .store.client import Client as StoreClient
 
 class Options(_C10dBackend.Options):
     """What ``Backend.options`` returns; it can be copied, as ``split_group`` does."""
@@ -66,7 +67,7 @@ class Backend(_C10dBackend):
         self,
         *,
         fabric: Fabric,
-        store: Store,
+        store: _C10dStore,
         group_rank: int,
         group_size: int,
         group_name: str,
@@ -76,6 +77,28 @@ class Backend(_C10dBackend):
     ) -> None: ...
     @property
     def options(self) -> Options: ...
+
+class StoreGate:
+    """Stands between the stores of a process and its end."""
+
+    def close(self) -> None:
+        """Make every later call of a store fail without touching Python."""
+    @property
+    def calls_inside(self) -> int:
+        """How many threads are in, or about to enter, Python on a store's behalf."""
+
+class Store(_C10dStore):
+    """A c10d store that forwards to a client in Python; see store/client.py."""
+
+    def __init__(
+        self, *, client: StoreClient, gate: StoreGate, host: str, port: int, timeout: timedelta
+    ) -> None: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def client(self) -> StoreClient: ...
 
 def select_interfaces(grammar: str) -> list[tuple[str, str, int]]:
     """Return (name, address, mtu) of what SECUREFABRIC_SOCKET_IFNAME=grammar chooses."""

@@ -42,7 +42,7 @@ _HOMES = {
     "stats": "statistics",
     "summary": "statistics",
 }
-_ROOMS = {"errors", "simulate"}
+_ROOMS = {"errors", "simulate", "store"}
 
 
 def __getattr__(name: str) -> object:

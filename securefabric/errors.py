@@ -30,6 +30,7 @@ __all__ = [
     "PeerLost",
     "PolicyMismatch",
     "SecureFabricError",
+    "StoreLimit",
     "StoreUnavailable",
     "classify",
 ]
@@ -97,6 +98,10 @@ class DuplicateRank(IdentityError):
 
 class StoreUnavailable(SecureFabricError):
     """The group's store does not answer: the process that hosts it is gone or unreachable."""
+
+
+class StoreLimit(SecureFabricError):
+    """What a store was asked to hold passes one of its bounds; nothing was changed."""
 
 
 class JoinTimeout(SecureFabricError):

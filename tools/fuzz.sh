@@ -31,3 +31,6 @@ for target in build/fuzz/*_fuzz entries_fuzz; do
   "${command[@]}" -max_total_time="$SECONDS_EACH" -artifact_prefix="$found-" -print_final_stats=1 \
     "$found" "${seeds[@]}"
 done
+
+printf '==> store_fuzz for %s s\n' "$SECONDS_EACH"
+.venv/bin/python tests/fuzz/store_fuzz.py "$SECONDS_EACH"

@@ -16,6 +16,7 @@
 #include "net/interfaces.h"
 #include "torch/backend.h"
 #include "torch/errors.h"
+#include "torch/store.h"
 
 namespace py = pybind11;
 
@@ -322,6 +323,7 @@ PYBIND11_MODULE(_C, module) {
   py::module_::import("torch.distributed");
   securefabric::torch_room::bind_fabric(module);
   securefabric::torch_room::bind_backend(module);
+  securefabric::torch_room::bind_store(module);
   module.def("select_interfaces", &securefabric::torch_room::selected_interfaces,
              py::arg("grammar"));
 }
