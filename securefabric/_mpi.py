@@ -11,6 +11,8 @@ from urllib.parse import parse_qs, urlparse
 
 from . import placement
 from .errors import ConfigError
+from .options import Options
+from .rendezvous import is_store_encrypted
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -99,25 +101,38 @@ def _check_url(url: str, communicator: Communicator) -> None:
 
 
 def _shared_store(communicator: Communicator, timeout: timedelta) -> Store:
-    from torch._C._distributed_c10d import TCPStore
-
+    """Open rank 0's store: the encrypted one where a job key is named, else torch's TCPStore."""
     host = master_address(communicator)
-    server: TCPStore | None = None
-    outcome: tuple[int, str] = (0, "")
+    server: Store | None = None
+    outcome: tuple[int, bool, str] = (0, False, "")
     if communicator.rank == 0:
         try:
-            server = TCPStore(
-                host, 0, communicator.size, True, timeout, wait_for_workers=False
-            )  # port 0: the kernel picks a free one
-            outcome = (server.port, "")
+            is_encrypted = bool(Options().key_file) or is_store_encrypted()
+            # Port 0: the kernel picks a free one.
+            server, port = _open(host, 0, timeout, serve=True, is_encrypted=is_encrypted)
+            outcome = (port, is_encrypted, "")
         except Exception as error:  # whatever it is, the others wait for news
-            outcome = (0, str(error))
-    port, failure = communicator.bcast(outcome)
+            outcome = (0, False, str(error))
+    port, is_encrypted, failure = communicator.bcast(outcome)
     if failure:
         raise ConfigError(f"rank 0 could not open the store at {host}: {failure}")
     if server is not None:
         return server
-    return TCPStore(host, port, communicator.size, False, timeout, wait_for_workers=False)
+    return _open(host, port, timeout, serve=False, is_encrypted=is_encrypted)[0]
+
+
+def _open(
+    host: str, port: int, timeout: timedelta, *, serve: bool, is_encrypted: bool
+) -> tuple[Store, int]:
+    if is_encrypted:
+        from .store import open_store
+
+        sealed = open_store(host, port, serve=serve, timeout=timeout)
+        return sealed, sealed.port
+    from torch._C._distributed_c10d import TCPStore
+
+    plain = TCPStore(host, port, None, serve, timeout, wait_for_workers=False)
+    return plain, plain.port
 
 
 def _address_towards(others: list[str]) -> str:

@@ -7,7 +7,10 @@ nor anything of this package at top level; what it needs it imports when it is c
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,18 +27,24 @@ DEVICES = ["cpu", "cuda"]  # a list: torch 2.13 would iterate over a string lett
 
 
 def register() -> None:
-    """Register the backend and the ``mpi://`` rendezvous; calling it again changes nothing."""
+    """Register the backend, ``securefabric://`` and ``mpi://``; may be called again."""
     import torch.distributed as dist
 
-    if not dist.is_available() or NAME.upper() in dist.Backend._plugins:
+    if not dist.is_available():
+        return
+    from torch.distributed.rendezvous import _rendezvous_handlers, register_rendezvous_handler
+
+    if os.environ.get("SECUREFABRIC_STORE"):
+        _rendezvous_handlers["env"] = _store_rendezvous
+    if NAME.upper() in dist.Backend._plugins:
         return
     _refuse_torchcomms()
     dist.Backend.register_backend(NAME, _create, extended_api=True, devices=DEVICES)
-    from torch.distributed.rendezvous import register_rendezvous_handler
-
-    # RuntimeError: somebody else serves mpi://; ours stays reachable through securefabric.launch.
-    with contextlib.suppress(RuntimeError):
-        register_rendezvous_handler("mpi", _mpi_rendezvous)  # type: ignore[no-untyped-call]
+    for scheme, handler in ((NAME, _store_rendezvous), ("mpi", _mpi_rendezvous)):
+        # RuntimeError: somebody else serves mpi://; ours stays reachable by securefabric.launch.
+        with contextlib.suppress(RuntimeError):
+            register_rendezvous_handler(scheme, handler)  # type: ignore[no-untyped-call]
+    atexit.register(_close_stores)
 
 
 def autoload() -> None:
@@ -63,6 +72,21 @@ def _create(request: BackendRequest, pg_options: object) -> C10dBackend:
     from ._backend import create_backend
 
     return create_backend(request, pg_options)
+
+
+def _store_rendezvous(
+    url: str, timeout: timedelta | None = None, **_: object
+) -> Iterator[tuple[Store, int, int]]:
+    from .rendezvous import rendezvous
+
+    return rendezvous(url, timeout)
+
+
+def _close_stores() -> None:
+    """Registered when torch is imported, so that what users do at exit still finds its store."""
+    store = sys.modules.get(f"{__package__}.store")
+    if store is not None:
+        store.close_all_at_exit()
 
 
 def _mpi_rendezvous(

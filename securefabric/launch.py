@@ -23,6 +23,7 @@ from ._mpi import Communicator, local_placement, master_address, world
 from ._torch_autoload import autoload
 from .errors import ConfigError
 from .placement import Placement
+from .rendezvous import ENCRYPTED, STORE_VARIABLE
 
 __all__ = ["main"]
 
@@ -35,6 +36,8 @@ _SLURM_PORTS = 12_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of ``python -m securefabric.launch``; returns the exit status."""
     parsed = _parser().parse_args(arguments)
+    if parsed.store:
+        os.environ[STORE_VARIABLE] = parsed.store
     try:
         communicator = prepare_environment(os.environ, parsed.init)
     except (ConfigError, ValueError, OSError) as error:
@@ -200,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="who tells rank, size and the store's address: what is set already (env), mpi4py "
         "(mpi), or whichever is there (auto, the default)",
+    )
+    parser.add_argument(
+        "--store",
+        choices=(ENCRYPTED,),
+        help="let init_method='env://', the default, mean the encrypted store; needs the job key",
     )
     parser.add_argument(
         "-m", dest="is_module", action="store_true", help="run a module, as python -m does"

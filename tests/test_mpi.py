@@ -86,10 +86,30 @@ def test_rendezvous__yields_a_store_once(monkeypatch: pytest.MonkeyPatch) -> Non
         next(handler)
 
 
+def test_rendezvous__a_job_key_makes_it_the_encrypted_store(
+    monkeypatch: pytest.MonkeyPatch, key_file: str
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_KEY_FILE", key_file)
+    communicator = FakeCommunicator()
+    monkeypatch.setattr(_mpi, "world", lambda: communicator)
+    store, _, _ = next(_mpi.rendezvous("mpi://", None))
+    assert type(store).__module__ == "securefabric._C"
+    assert communicator.told == (store.port, True, "")  # type: ignore[attr-defined]
+
+
+def test_rendezvous__a_key_that_cannot_be_read_is_no_reason_for_plaintext(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_KEY_FILE", "/no/such/file")
+    monkeypatch.setattr(_mpi, "world", lambda: FakeCommunicator())
+    with pytest.raises(ConfigError, match=r"rank 0 could not open .* does not exist"):
+        next(_mpi.rendezvous("mpi://", None))
+
+
 def test_rendezvous__a_store_that_cannot_open_is_an_error_on_all_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = (0, "Address already in use")
+    told = (0, False, "Address already in use")
     communicator = FakeCommunicator(1, 2, ["a", "a"], told=told)
     monkeypatch.setattr(communicator, "bcast", lambda value, root=0: told if value else "127.0.0.1")
     monkeypatch.setattr(_mpi, "world", lambda: communicator)
