@@ -103,6 +103,7 @@ TESTED_ELSEWHERE = {
     "torch/call.cc": "as backend.cc",
     "torch/errors.cc": "tests/test_failures.py",
     "torch/module.cc": "tests/test_stubs.py, tests/test_fabric.py",
+    "torch/store.cc": "tests/test_store.py, with torch's TCPStore as oracle",
     "torch/tensors.cc": "as backend.cc",
     "torch/work.cc": "as backend.cc",
 }
@@ -112,6 +113,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "LICENSE",
+    "docs/RENDEZVOUS.md",
     "docs/SECURITY.md",
     "native/ARCHITECTURE.md",
     "native/PROTOCOL.md",
