@@ -78,6 +78,12 @@ missing_packages() {
     [[ -e /usr/include/benchmark/benchmark.h ]] ||
       compiles '#include <benchmark/benchmark.h>' || printf 'libbenchmark-dev '
   fi
+  # Networks to test on, which only root can make; without these the tests are skipped.
+  if [[ "$GOAL" == test || "$GOAL" == bench ]] && [[ "$(id -u)" == 0 ]] &&
+    command -v apt-get >/dev/null; then
+    { command -v ip && command -v tc; } >/dev/null || printf 'iproute2 '
+    command -v nft >/dev/null || printf 'nftables '
+  fi
   if [[ "$GOAL" == fuzz ]]; then
     ls /usr/bin/clang++* >/dev/null 2>&1 || printf 'clang '
     ls -d /usr/lib/clang/*/lib/linux /usr/lib/llvm-*/lib/clang/*/lib/linux >/dev/null 2>&1 ||

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -169,6 +170,7 @@ class Bed:
             _call(["ip", "netns", "del", namespace])
 
     def _make(self) -> None:
+        _remove_orphans()
         for namespace in (self._switch, *(host.namespace for host in self.hosts)):
             _must(["ip", "netns", "add", namespace])
         rails = [f"link add rail{k} type bridge mcast_snooping 0" for k in range(self.links + 1)]
@@ -218,24 +220,23 @@ class Bed:
     def _nodad(self) -> str:
         return " nodad" if self.is_ipv6 else ""
 
-    def _introduce(self, host: Host) -> None:
-        """Write down the way to every other host, over all links."""
-        lines = []
+    def _introduce(self, host: Host, links: Sequence[int] | None = None) -> None:
+        """Write down the way to every other host over these links: neighbours and next hops."""
+        chosen = links if links is not None else list(self._all)
+        neighbours, routes = [], []
         for other in self.hosts:
             if other is host:
                 continue
-            ways = [(k, self._ip(k, other.number)) for k in self._all]
-            lines += [
-                f"neigh add {ip} dev p{k} lladdr {_mac(f'p{k}', other.number)} nud permanent"
-                for k, ip in ways
+            ways = [(f"p{k}", self._ip(k, other.number)) for k in chosen]
+            neighbours += [
+                f"neigh replace {ip} dev {device} lladdr {_mac(device, other.number)} nud permanent"
+                for device, ip in ways
             ]
-            hops = " ".join(f"nexthop via {ip} dev p{k}" for k, ip in ways)
-            family = "-6 " if self.is_ipv6 else ""
-            to = f"{other.address}/{128 if self.is_ipv6 else 32}"
-            lines.append(f"{family}route add {to} src {host.address} {hops}")
-        # -batch takes no family per line.
-        for line in lines:
-            _must(["ip", "-n", host.namespace, *line.split()])
+            hops = " ".join(f"nexthop via {ip} dev {device}" for device, ip in ways)
+            routes.append(f"route replace {other.address} src {host.address} {hops}")
+        self._ip_batch(host.namespace, neighbours)
+        family = "-6" if self.is_ipv6 else "-4"
+        _must(["ip", family, "-n", host.namespace, "-batch", "-"], "\n".join(routes) + "\n")
 
     # Faults
 
@@ -244,22 +245,16 @@ class Bed:
 
         What they send over that link vanishes; what this host sends takes other links at once.
         """
-        namespace = self.hosts[host - 1].namespace
-        _must(["ip", "-n", namespace, "link", "set", f"p{link}", "down" if is_down else "up"])
+        one = self.hosts[host - 1]
+        _must(["ip", "-n", one.namespace, "link", "set", f"p{link}", "down" if is_down else "up"])
         if not is_down:
-            self._restore_neighbours(self.hosts[host - 1], link)
+            # The kernel forgets neighbours with their link, and a route with its last next hop.
+            self._introduce(one, [each for each in self._all if self._is_up(one, each)])
 
-    def _restore_neighbours(self, host: Host, link: int) -> None:
-        """Write again what the kernel forgot with the link; next hops come back by themselves."""
-        self._ip_batch(
-            host.namespace,
-            [
-                f"neigh replace {self._ip(link, other.number)} dev p{link} "
-                f"lladdr {_mac(f'p{link}', other.number)} nud permanent"
-                for other in self.hosts
-                if other is not host
-            ],
-        )
+    @staticmethod
+    def _is_up(host: Host, link: int) -> bool:
+        shown = _must(["ip", "-n", host.namespace, "-o", "link", "show", f"p{link}"])
+        return "UP" in shown.partition("<")[2].partition(">")[0].split(",")
 
     def set_loss(self, share: float, *, host: int | None = None, link: int | None = None) -> None:
         """Lose this share of what arrives at a host over a link (None: any); 1.0: all of it."""
@@ -360,6 +355,14 @@ class Bed:
         )
         path.chmod(0o700)
         return path
+
+
+def _remove_orphans() -> None:
+    """Remove the namespaces of beds whose process was killed."""
+    for path in Path("/run/netns").glob("sf*"):
+        named = re.fullmatch(r"sf(\d+)n\d+(?:s|h\d+)", path.name)
+        if named and not Path(f"/proc/{named[1]}").exists():
+            _call(["ip", "netns", "del", path.name])
 
 
 def _mac(device: str, host: int) -> str:
