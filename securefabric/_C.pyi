@@ -74,6 +74,7 @@ class Backend(_C10dBackend):
         group_key: str,
         global_ranks: list[int],
         timeout: timedelta,
+        presented_name: str = "securefabric",
     ) -> None: ...
     @property
     def options(self) -> Options: ...

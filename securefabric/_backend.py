@@ -30,8 +30,14 @@ class BackendRequest(Protocol):
     """Empty for the world's group."""
 
 
-def create_backend(request: BackendRequest, pg_options: object) -> Backend:
-    """Return the backend of a group; the first call of a process also makes its fabric."""
+def create_backend(
+    request: BackendRequest, pg_options: object, *, presented_name: str = "securefabric"
+) -> Backend:
+    """Return the backend of a group; the first call of a process also makes its fabric.
+
+    presented_name is what the group calls itself, in ``name()`` and in the profiler: the name of
+    the backend that it stands in for.
+    """
     options = options_from(pg_options)
     rank, world_size = _place_in_world(request)
     fabric = fabric_for(rank=rank, world_size=world_size, options=options, store=request.store)
@@ -52,6 +58,7 @@ def create_backend(request: BackendRequest, pg_options: object) -> Backend:
         group_key=group_key,
         global_ranks=list(request.global_ranks_in_group) or list(range(request.group_size)),
         timeout=_as_timedelta(request.timeout),
+        presented_name=presented_name,
     )
 
 

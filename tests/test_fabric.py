@@ -53,6 +53,7 @@ def test_create_backend__hands_everything_over(key_file: str) -> None:
         "group_name": "0",
         "global_ranks": [0],
         "timeout": timedelta(seconds=1.5),
+        "presented_name": "securefabric",
     }
     settings = native().settings
     assert settings["paths_per_peer"] == 3

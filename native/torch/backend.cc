@@ -98,7 +98,7 @@ std::vector<Region> split_rows(const char* name, const Region& whole, const at::
 }  // namespace
 
 c10::intrusive_ptr<Backend::Options> Backend::Options::copy_of(const Options& other) {
-  auto copy = c10::make_intrusive<Options>(other.timeout);
+  auto copy = c10::make_intrusive<Options>(other.timeout, other.backend);
   copy->group_name = other.group_name;
   copy->group_desc = other.group_desc;
   copy->global_ranks_in_group = other.global_ranks_in_group;
@@ -110,11 +110,9 @@ c10::intrusive_ptr<Backend::Options> Backend::Options::copy_of(const Options& ot
 
 Backend::Backend(std::shared_ptr<net::Fabric> fabric, int rank, int size,
                  const std::string& group_name, const std::string& group_key,
-                 const std::vector<int64_t>& global_ranks, std::chrono::milliseconds timeout,
+                 const std::vector<int64_t>& global_ranks, c10::intrusive_ptr<Options> options,
                  bool eager_connect)
-    : c10d::Backend(rank, size),
-      fabric_(std::move(fabric)),
-      options_(c10::make_intrusive<Options>(timeout)) {
+    : c10d::Backend(rank, size), fabric_(std::move(fabric)), options_(std::move(options)) {
   TORCH_CHECK(global_ranks.size() == static_cast<size_t>(size), "group ", group_name, " has ", size,
               " ranks, but ", global_ranks.size(), " global ranks were given");
   std::vector<base::Rank> ranks;
@@ -169,7 +167,8 @@ c10d::ErrorType Backend::getError() {
 
 CallBuilder Backend::begin(const char* name, c10d::OpType type, std::chrono::milliseconds timeout,
                            bool is_async) const {
-  return {name, type, timeout == c10d::kUnsetTimeout ? options_->timeout : timeout, is_async};
+  return {options_->backend, name, type,
+          timeout == c10d::kUnsetTimeout ? options_->timeout : timeout, is_async};
 }
 
 Works Backend::issue(CallBuilder builder) {

@@ -22,18 +22,20 @@ class Backend final : public c10d::Backend {
  public:
   static constexpr const char* kName = "securefabric";
 
+  // `presented_name` is what a group calls itself: ours, or that of the one it stands in for.
   struct Options final : c10d::Backend::Options {
-    explicit Options(std::chrono::milliseconds timeout = kBackendDefaultTimeout)
-        : c10d::Backend::Options(kName, timeout) {}
+    explicit Options(std::chrono::milliseconds timeout = kBackendDefaultTimeout,
+                     std::string presented_name = kName)
+        : c10d::Backend::Options(std::move(presented_name), timeout) {}
     static c10::intrusive_ptr<Options> copy_of(const Options& other);
   };
 
   Backend(std::shared_ptr<net::Fabric> fabric, int rank, int size, const std::string& group_name,
           const std::string& group_key, const std::vector<int64_t>& global_ranks,
-          std::chrono::milliseconds timeout, bool eager_connect);
+          c10::intrusive_ptr<Options> options, bool eager_connect);
   ~Backend() override;
 
-  const std::string getBackendName() const override { return kName; }
+  const std::string getBackendName() const override { return options_->backend; }
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override { return options_; }
   c10::intrusive_ptr<Options> own_options() const { return options_; }
   void setTimeout(std::chrono::milliseconds timeout) override { options_->timeout = timeout; }

@@ -102,7 +102,7 @@ c10::intrusive_ptr<Work> CallBuilder::start(const std::shared_ptr<net::Fabric>& 
   call.fabric = fabric;
   call.group = group;
   call.type = type_;
-  call.title = std::string("securefabric:").append(name_);
+  call.title = std::move(title_);
   call.profiled = std::move(profiled_);
   call.results = std::move(results_);
   call.sequence = sequence;

@@ -42,8 +42,14 @@ Part make_part(collective::OperationKind kind, const at::Tensor& tensor, uint64_
 
 class CallBuilder {
  public:
-  CallBuilder(const char* name, c10d::OpType type, std::chrono::milliseconds timeout, bool is_async)
-      : name_(name), type_(type), timeout_(timeout), is_async_(is_async) {}
+  // Profilers show a call as "presented_name:name".
+  CallBuilder(const std::string& presented_name, const char* name, c10d::OpType type,
+              std::chrono::milliseconds timeout, bool is_async)
+      : title_(presented_name + ':' + name),
+        name_(name),
+        type_(type),
+        timeout_(timeout),
+        is_async_(is_async) {}
 
   const char* name() const { return name_; }
   void add(Part part) { parts_.push_back(std::move(part)); }
@@ -64,6 +70,7 @@ class CallBuilder {
   std::shared_ptr<collective::Operation> make_operation(
       Part& part, const std::shared_ptr<collective::Group>& group, base::Instant deadline) const;
 
+  std::string title_;
   const char* name_;
   c10d::OpType type_;
   std::chrono::milliseconds timeout_;

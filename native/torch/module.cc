@@ -299,18 +299,19 @@ void bind_backend(py::module_& module) {
            [](const Options& self, const py::dict&) { return Options::copy_of(self); });
 
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(module, "Backend")
-      .def(
-          py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
-                      const std::string& group_name, const std::string& group_key,
-                      const std::vector<int64_t>& global_ranks, std::chrono::milliseconds timeout) {
-            const py::gil_scoped_release unlocked;
-            return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
-                                                group_key, global_ranks, timeout,
-                                                handle.eager_connect);
-          }),
-          py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
-          py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
-          py::arg("global_ranks"), py::arg("timeout"))
+      .def(py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
+                       const std::string& group_name, const std::string& group_key,
+                       const std::vector<int64_t>& global_ranks, std::chrono::milliseconds timeout,
+                       const std::string& presented_name) {
+             const py::gil_scoped_release unlocked;
+             auto options = c10::make_intrusive<Options>(timeout, presented_name);
+             return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
+                                                 group_key, global_ranks, std::move(options),
+                                                 handle.eager_connect);
+           }),
+           py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
+           py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
+           py::arg("global_ranks"), py::arg("timeout"), py::arg("presented_name") = Backend::kName)
       .def_property_readonly("options", &Backend::own_options);
 }
 
