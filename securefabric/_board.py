@@ -9,6 +9,7 @@ keep the store's server alive.
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import threading
 from datetime import timedelta
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Board", "agree_on_group_key"]
+__all__ = ["Board", "agree_on_group_key", "of_this_incarnation"]
 
 T = TypeVar("T")
 
 _ENTRY: Final = "securefabric/entry/{rank}"
 _KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
+_PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
+
+
+_counted: dict[str, str] = {}  # which of a rank's processes this one is, by key
 
 
 class _Client(Protocol):
@@ -121,6 +126,37 @@ class Board:
             return call()
         except RuntimeError as error:  # torch's DistStoreError and DistNetworkError
             raise _unavailable(error) from error
+
+
+def of_this_incarnation(store: Store, rank: int) -> Store:
+    """Return the part of a store that is new to the ranks that a launcher has started anew.
+
+    torchrun's agent keeps the workers' store when it restarts them, and with it what the former
+    ones wrote. An agent that is alone numbers its restarts; several agents count apart, so there
+    each rank counts its processes, which agree unless one of them died before it came here.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
+    agents = os.environ.get("GROUP_WORLD_SIZE", "")
+    if agents == "1":
+        number = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    elif agents:
+        number = _count_process(store, rank)
+    else:
+        return store
+    from torch._C._distributed_c10d import PrefixStore
+
+    return PrefixStore(f"securefabric/incarnation/{number}", store)
+
+
+def _count_process(store: Store, rank: int) -> str:
+    key = _PROCESSES.format(rank=rank)
+    if key not in _counted:
+        try:
+            _counted[key] = str(store.add(key, 1))
+        except RuntimeError as error:
+            raise _unavailable(error) from error
+    return _counted[key]
 
 
 def agree_on_group_key(

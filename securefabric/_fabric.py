@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
-from ._board import Board, agree_on_group_key
+from ._board import Board, agree_on_group_key, of_this_incarnation
 from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .hybrid import HybridKeys
@@ -66,6 +66,7 @@ class ProcessFabric:
         is on it; only where another backend has that group, each group brings its own.
         """
         self.check_not_forked()
+        store = of_this_incarnation(store, self.rank)
         is_world = not global_ranks
         board: Board | None = None
         if is_world or self._world_board is None:

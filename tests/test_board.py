@@ -8,7 +8,8 @@ import pytest
 from fakes import FakeCredential, make_body
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
-from securefabric._board import Board, agree_on_group_key
+from securefabric import _board
+from securefabric._board import Board, agree_on_group_key, of_this_incarnation
 from securefabric.errors import AuthError, DuplicateRank, JoinTimeout, StoreUnavailable
 from securefabric.roster import Roster
 
@@ -150,3 +151,31 @@ def test_agree_on_group_key__first_rank_may_come_later() -> None:
 def test_agree_on_group_key__a_first_rank_that_never_comes_is_named() -> None:
     with pytest.raises(JoinTimeout, match=r"rank 4 did not join group '0' within 0.1 s.*rank 6"):
         key_of(HashStore(), 1, timeout_s=0.1)
+
+
+# of_this_incarnation
+
+
+@pytest.mark.parametrize("agents", ["1", "2"])
+def test_of_this_incarnation__a_restarted_rank_sees_nothing_of_the_former_one(
+    monkeypatch: pytest.MonkeyPatch, agents: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", agents)
+    store = HashStore()
+    for restart in range(3):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        monkeypatch.setattr(_board, "_counted", {})  # as in a new process
+        views = [of_this_incarnation(store, rank) for rank in (0, 1)]
+        assert not any(view.check(["key"]) for view in views)
+        views[0].set("key", "value")
+        assert views[1].get("key") == b"value"
+        assert of_this_incarnation(store, 0).get("key") == b"value"
+
+
+def test_of_this_incarnation__is_the_store_itself_where_nobody_restarts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    store = HashStore()
+    assert of_this_incarnation(store, 0) is store
