@@ -8,7 +8,6 @@ may be out of step.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import time
 import traceback
@@ -19,12 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import FORKED
 
-# The server imports torch once; every rank is a fork of it that has made no group and no thread.
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(
-    ["torch", "torch.distributed", "torch.distributed._functional_collectives"]
-)
 _GRACE_S = 5.0  # for the other ranks, once one has failed
 OPERATION_TIMEOUT_S = 60.0
 
@@ -72,9 +67,9 @@ class RankPool:
     def _start(self) -> None:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(self._world_size):
-            ours, theirs = _FORKSERVER.Pipe()
+            ours, theirs = FORKED.Pipe()
             arguments = (theirs, rank, self._world_size, self._store.port, self._key_file)
-            process = _FORKSERVER.Process(target=_serve, args=arguments, daemon=True)
+            process = FORKED.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -100,6 +95,28 @@ class RankPool:
         for rank in range(self._world_size):
             reports.setdefault(rank, "did not finish in time")
         return reports
+
+
+class Pools:
+    """One pool at a time: the cases of a world size follow each other."""
+
+    def __init__(self, key_file: str) -> None:
+        self._key_file = key_file
+        self._size = 0
+        self._pool: RankPool | None = None
+
+    def of_size(self, world_size: int) -> RankPool:
+        """Return the pool of so many ranks, ending any other."""
+        if self._pool is None or self._size != world_size:
+            self.close()
+            self._pool, self._size = RankPool(world_size, self._key_file), world_size
+        return self._pool
+
+    def close(self) -> None:
+        """End the ranks."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
 
 def _serve(

@@ -49,19 +49,21 @@ def run_ranks(
     absent: frozenset[int] = frozenset(),
     meanwhile: Callable[[dict[int, Any]], None] | None = None,
     bed: Bed | None = None,
+    context: Any = _SPAWN,
 ) -> list[Outcome]:
     """Call ``function(rank, *args)`` in ``world_size`` processes and return their outcomes.
 
     ``absent`` ranks are never started. ``meanwhile`` runs in the parent while the ranks do, with
     the processes by rank. On a ``bed`` the ranks take turns over its hosts. The function joins the
-    job itself, see ``join``.
+    job itself, see ``join``. With FORKED of forked.py as the context, torch is imported before the
+    ranks' environment is set, once for all tests.
     """
     # A helper that outlives the run, so it must not be born on a host of the bed.
     multiprocessing.resource_tracker.ensure_running()
     master = "127.0.0.1" if bed is None else bed.hosts[0].management
     with contextlib.nullcontext() if bed is None else bed.hosts[0].entered():
         store = TCPStore(master, 0, is_master=True, wait_for_workers=False)
-    results: Any = _SPAWN.Queue()
+    results: Any = context.Queue()
     processes: dict[int, Any] = {}
     for rank in range(world_size):
         if rank in absent:
@@ -80,7 +82,7 @@ def run_ranks(
             **({} if bed is None else bed.environment(rank, world_size)),
             **own,
         }
-        processes[rank] = _SPAWN.Process(
+        processes[rank] = context.Process(
             target=_child, args=(function, rank, args, settings, results), daemon=True
         )
         with contextlib.nullcontext() if bed is None else bed.host_of(rank).entered():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from rank_pool import RankPool
+from rank_pool import Pools
 
 from securefabric.identity import write_key_file
 
@@ -25,28 +25,6 @@ MODULES = (
     "contract_training",
 )
 CASE_TIMEOUT_S = 120.0
-
-
-class Pools:
-    """One pool at a time: the cases of a world size follow each other."""
-
-    def __init__(self, key_file: str) -> None:
-        self._key_file = key_file
-        self._size = 0
-        self._pool: RankPool | None = None
-
-    def of_size(self, world_size: int) -> RankPool:
-        """Return the pool of so many ranks, ending any other."""
-        if self._pool is None or self._size != world_size:
-            self.close()
-            self._pool, self._size = RankPool(world_size, self._key_file), world_size
-        return self._pool
-
-    def close(self) -> None:
-        """End the ranks."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
 
 
 @pytest.fixture(scope="module")
