@@ -1,7 +1,8 @@
 """securefabric: a torch.distributed backend whose every byte crosses the network sealed.
 
 ``torch.distributed.init_process_group("securefabric")`` needs no import of this package, which
-holds the settings (``Options``), the statistics (``stats``, ``summary``) and the errors.
+holds the settings (``Options``), the statistics (``stats``, ``summary``), the errors, and what
+encrypts programs that name other backends (``replace_gloo``, ``strict``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import errors
+    from ._gloo import replace_gloo
+    from ._strict import is_strict, strict
     from .errors import SecureFabricError
     from .options import Options
     from .statistics import PathStats, Stats, paths, stats, summary
@@ -26,8 +29,11 @@ __all__ = [
     "Stats",
     "__version__",
     "errors",
+    "is_strict",
     "paths",
+    "replace_gloo",
     "stats",
+    "strict",
     "summary",
 ]
 
@@ -38,8 +44,11 @@ _HOMES = {
     "PathStats": "statistics",
     "SecureFabricError": "errors",
     "Stats": "statistics",
+    "is_strict": "_strict",
     "paths": "statistics",
+    "replace_gloo": "_gloo",
     "stats": "statistics",
+    "strict": "_strict",
     "summary": "statistics",
 }
 _ROOMS = {"errors", "simulate", "store"}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._backend import BackendRequest
 
 NAME = "securefabric"
+STRICT = "SECUREFABRIC_STRICT"
 DEVICES = ["cpu", "cuda"]  # a list: torch 2.13 would iterate over a string letter by letter
 
 
@@ -48,13 +49,21 @@ def register() -> None:
 
 
 def autoload() -> None:
-    """Entry point that ``import torch`` calls. Never raises: that would break ``import torch``."""
+    """Entry point that ``import torch`` calls.
+
+    Never raises, which would break ``import torch``, except when strict mode is asked for and not
+    to be had: then nothing must run.
+    """
     try:
         register()
     except Exception as error:
         import warnings
 
         warnings.warn(f"securefabric is unavailable: {error}", stacklevel=2)
+    if os.environ.get(STRICT, "0") not in ("", "0"):
+        from ._strict import strict
+
+        strict()
 
 
 def _refuse_torchcomms() -> None:
@@ -70,7 +79,9 @@ def _refuse_torchcomms() -> None:
 
 def _create(request: BackendRequest, pg_options: object) -> C10dBackend:
     from ._backend import create_backend
+    from ._gloo import warn_of_mesh
 
+    warn_of_mesh()
     return create_backend(request, pg_options)
 
 

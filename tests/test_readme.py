@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from securefabric import cli, errors, launch
+from securefabric._torch_autoload import STRICT
 from securefabric.options import Options
 from securefabric.statistics import Stats
 
@@ -88,7 +89,7 @@ def test_commands__exist(page: str) -> None:
 def test_variables__are_all_known() -> None:
     twins = {field.metadata["twin"] for field in dataclasses.fields(Options)}
     named = set(re.findall(r"\bSECUREFABRIC_[A-Z_]+[A-Z]\b", README))
-    assert named == twins | {"SECUREFABRIC_STORE"}  # read before there are any options
+    assert named == twins | {"SECUREFABRIC_STORE", STRICT}  # read before there are any options
 
 
 def test_options_table__is_complete_and_right(clean_environment: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,156 @@
+"""Groups of ours for programs that say "gloo": what stands where torch's ProcessGroupGloo stood.
+
+torch makes Gloo groups by calling a class that it looks up by name: in its helper that makes every
+group, for the mesh behind TORCH_DISTRIBUTED_DEBUG=DETAIL, for RPC. That name is what is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from ._backend import create_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch._C._distributed_c10d import Store
+
+    from ._C import Backend
+
+__all__ = ["is_gloo_replaced", "replace_gloo", "warn_of_mesh", "wrap_group_making"]
+
+_NAME: Final = "gloo"
+_GLOBAL_RANK: Final = "securefabric/global_rank/{rank}"
+
+
+@dataclass
+class _Request:
+    """A ``BackendRequest`` for the group that torch is about to make."""
+
+    store: Store
+    group_rank: int
+    group_size: int
+    timeout: timedelta | float
+    group_id: str
+    global_ranks_in_group: list[int]
+
+
+# Name and global ranks of the group that torch's helper is making, which it does not tell Gloo.
+_being_made: ContextVar[tuple[str, list[int]] | None] = ContextVar("_being_made", default=None)
+
+
+class _StandsForGloo(type):
+    """What is called makes our backend, and its instances are our backends by the name of gloo."""
+
+    def __call__(
+        cls, store: Store, rank: int, size: int, timeout: object = None, **_: object
+    ) -> Backend:
+        group_name, global_ranks = _being_made.get() or (_NAME, _global_ranks(store, rank, size))
+        request = _Request(store, rank, size, _duration(timeout), group_name, global_ranks)
+        return create_backend(request, None, presented_name=_NAME)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        from ._C import Backend
+
+        return isinstance(instance, Backend) and instance.name() == _NAME
+
+
+class ProcessGroupGloo(metaclass=_StandsForGloo):
+    """torch's Gloo by name; what it makes is encrypted."""
+
+
+def is_gloo_replaced() -> bool:
+    """Whether ``replace_gloo`` was called in this process."""
+    from torch.distributed import distributed_c10d
+
+    return getattr(distributed_c10d, "ProcessGroupGloo", None) is ProcessGroupGloo
+
+
+def replace_gloo() -> None:
+    """Make every "gloo" group of this process, from now on, an encrypted one.
+
+    For programs that nobody wants to change: they go on saying "gloo", and so do ``get_backend()``
+    and the profiler. Settings come from the environment, and all ranks must do the same. Groups
+    that exist stay as they are. Calling it again changes nothing.
+    """
+    if is_gloo_replaced():
+        return
+    import torch.distributed as dist
+    from torch._C import _distributed_c10d as native_c10d
+    from torch.distributed import distributed_c10d
+
+    from ._torch_autoload import register
+
+    register()
+    for module in (native_c10d, distributed_c10d, dist):
+        module.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[attr-defined]
+    distributed_c10d._GLOO_AVAILABLE = True  # also in builds of torch that have no Gloo
+    wrap_group_making(_name_group)
+
+
+def warn_of_mesh() -> None:
+    """Warn when torch is about to open a Gloo mesh in the clear beside a group of ours."""
+    from torch._C._distributed_c10d import DebugLevel, get_debug_level
+
+    if get_debug_level() == DebugLevel.DETAIL and not is_gloo_replaced():
+        warnings.warn(
+            "TORCH_DISTRIBUTED_DEBUG=DETAIL opens a Gloo mesh beside each group, which sends the "
+            "shapes and types of every call in the clear; SECUREFABRIC_STRICT=1 encrypts it",
+            stacklevel=2,
+        )
+
+
+def wrap_group_making(prepare: Callable[[dict[str, Any]], Any]) -> None:
+    """Run torch's helper that makes every group inside ``prepare``, a context manager.
+
+    It takes the helper's arguments by name and may change them.
+    """
+    from torch.distributed import distributed_c10d
+
+    original = distributed_c10d._new_process_group_helper
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def new_process_group_helper(*positional: object, **named: object) -> object:
+        call = signature.bind(*positional, **named)
+        with prepare(call.arguments):
+            return original(*call.args, **call.kwargs)
+
+    distributed_c10d._new_process_group_helper = new_process_group_helper
+
+
+@contextmanager
+def _name_group(arguments: dict[str, Any]) -> Iterator[None]:
+    group = str(arguments["group_name"]), list(arguments["global_ranks_in_group"])
+    token = _being_made.set(group)
+    try:
+        yield
+    finally:
+        _being_made.reset(token)
+
+
+def _global_ranks(store: Store, rank: int, size: int) -> list[int]:
+    """Return the members' ranks in the world of a group made by hand; empty for the world."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return []
+    store.set(_GLOBAL_RANK.format(rank=rank), str(dist.get_rank()))
+    ranks = [int(store.get(_GLOBAL_RANK.format(rank=member))) for member in range(size)]
+    return [] if ranks == list(range(dist.get_world_size())) else ranks
+
+
+def _duration(timeout: object) -> timedelta | float:
+    """Return a timeout that was given as such, or in an options object, or not at all."""
+    if isinstance(timeout, timedelta | float | int):
+        return timeout
+    from torch.distributed.constants import default_pg_timeout
+
+    return getattr(timeout, "_timeout", default_pg_timeout)
