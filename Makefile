@@ -15,8 +15,8 @@ NATIVE := $(CMAKE) -S . -G Ninja -DSF_BUILD_PYTHON=OFF -DSF_BUILD_TESTS=ON -DSF_
 CPP_FILES := find native tests bench -name '*.cc' -o -name '*.h'
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup demo test lint format native-test python-test asan tsan fuzz bench bench-micro \
-  clean
+.PHONY: help setup demo test lint format native-test python-test conformance asan tsan fuzz bench \
+  bench-micro clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ native-test: setup-test ## the C++ tests
 
 python-test: setup-test ## the Python tests; PYTEST_ARGS="-k roster" picks some
 	$(PYTHON) -m pytest $(PYTEST_ARGS)
+
+conformance: setup-test ## all of PyTorch's distributed tests, at 2, 3 and 4 ranks; CONFORMANCE_ARGS picks some
+	$(PYTHON) tests/conformance/run.py --json build/conformance.json $(CONFORMANCE_ARGS)
 
 asan: setup-test ## the C++ tests under the address and undefined-behaviour sanitizers
 	$(NATIVE) -B build/asan -DSF_SANITIZE=address,undefined
