@@ -24,10 +24,15 @@ class Backend final : public c10d::Backend {
 
   // `presented_name` is what a group calls itself: ours, or that of the one it stands in for.
   struct Options final : c10d::Backend::Options {
-    explicit Options(std::chrono::milliseconds timeout = kBackendDefaultTimeout,
+    explicit Options(std::chrono::milliseconds limit = kBackendDefaultTimeout,
                      std::string presented_name = kName)
-        : c10d::Backend::Options(std::move(presented_name), timeout) {}
+        : c10d::Backend::Options(std::move(presented_name), limit) {}
     static c10::intrusive_ptr<Options> copy_of(const Options& other);
+
+    // DDP's logger takes what is called "gloo" for torch's ProcessGroupGloo and reads its number of
+    // threads: these two, and options_ below, lie where that class has its own.
+    std::vector<std::shared_ptr<void>> gloo_devices;
+    int gloo_threads = 2;
   };
 
   Backend(std::shared_ptr<net::Fabric> fabric, int rank, int size, const std::string& group_name,
@@ -111,8 +116,8 @@ class Backend final : public c10d::Backend {
                                                 int tag);
 
   std::shared_ptr<net::Fabric> fabric_;
+  c10::intrusive_ptr<Options> options_;  // second: see gloo_threads
   std::shared_ptr<collective::Group> group_;
-  c10::intrusive_ptr<Options> options_;
   std::atomic<uint64_t> sequence_{0};                      // collectives issued so far
   std::mutex issue_mutex_;                                 // one call at a time is started
   bool is_coalescing_ = false;                             // guarded by issue_mutex_
