@@ -14,9 +14,11 @@ CTEST := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ctest --output-on-failure
 NATIVE := $(CMAKE) -S . -G Ninja -DSF_BUILD_PYTHON=OFF -DSF_BUILD_TESTS=ON -DSF_WERROR=$(WERROR)
 CPP_FILES := find native tests bench -name '*.cc' -o -name '*.h'
 FUZZ_SECONDS ?= 60
+SOAK_SEEDS ?= 1000
+SOAK_FIRST ?= 1
 
-.PHONY: help setup demo test lint format native-test python-test conformance asan tsan fuzz bench \
-  bench-micro clean
+.PHONY: help setup demo test lint format native-test python-test conformance asan tsan fuzz soak \
+  bench bench-micro clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +69,9 @@ tsan: setup-test ## the C++ tests under the thread sanitizer
 
 fuzz: setup-fuzz ## run each fuzz target for FUZZ_SECONDS (60)
 	@tools/fuzz.sh $(FUZZ_SECONDS)
+
+soak: setup ## simulate SOAK_SEEDS (1000) jobs in random weather, from seed SOAK_FIRST (1) on
+	$(PYTHON) -m securefabric.simulate soak --seed $(SOAK_FIRST) --seeds $(SOAK_SEEDS)
 
 bench: setup-bench ## compare with gloo and MPI on 2 and 4 ranks of this host
 	for ranks in 2 4; do tools/mpirun.sh -n $$ranks $(PYTHON) bench/compare.py || exit; done

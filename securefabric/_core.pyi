@@ -77,36 +77,22 @@ class PathOpener:
 
 @final
 class Scenario:
-    """Options of one simulated job; `op`, `dtype` and `reduce_op` of None are drawn by the seed."""
+    """Settings of one simulated job, by flag; words that are None are drawn by the seed."""
 
     op: str | None
     dtype: str | None
     reduce_op: str | None
-    ranks: int
     seed: int
-    count: int
-    operations: int
-    concurrent: int
-    sockets: int
-    paths: int
-    generation_bits: int
-    datagram_bytes: int
     is_recorded: bool
-    loss: float
-    reorder: float
-    duplicate: float
-    corrupt: float
-    rate_bits: int
-    queue_bytes: int
-    mtu: int
-    skew_us: float
-    latency_us: float
-    jitter_us: float
-    reorder_us: float
-    loss_burst_us: float
-    time_limit: float
 
     def __init__(self) -> None: ...
+    # ValueError for an unknown flag or a value out of bounds.
+    def __getitem__(self, flag: str) -> float: ...
+    def __setitem__(self, flag: str, value: float) -> None: ...
+    # "at_ms=500 link=1 down=1"
+    def add_event(self, text: str) -> None: ...
+    @property
+    def events(self) -> list[str]: ...
     def replay_command(self) -> str: ...
 
 @final
@@ -118,7 +104,21 @@ class ScenarioReport:
     @property
     def trace_hash(self) -> int: ...
     @property
+    def began_seconds(self) -> float: ...
+    @property
     def virtual_seconds(self) -> float: ...
+    @property
+    def payload_bytes(self) -> int: ...
+    @property
+    def socket_drops(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def network_bytes_max(self) -> int: ...
+    @property
+    def contended_bytes(self) -> list[int]: ...
+    @property
+    def completions_seconds(self) -> list[float]: ...
     @property
     def traffic(self) -> dict[str, int]: ...
     @property
@@ -131,5 +131,12 @@ class ScenarioReport:
     def recording(self) -> list[tuple[int, int, bytes]]: ...
     @property
     def key_log(self) -> list[tuple[bytes, bytes, bytes, int]]: ...
+    @property
+    def by_link(self) -> dict[str, dict[str, int]]: ...
+    @property
+    def samples(self) -> list[dict[str, object]]: ...
 
+# Section, name, flag, help, usual value, whether it is a whole number.
+def scenario_knobs() -> list[tuple[str, str, str, str, float, bool]]: ...
+def draw_scenario(seed: int) -> Scenario: ...
 def simulate(scenario: Scenario) -> ScenarioReport: ...

@@ -123,17 +123,17 @@ def simulated() -> _core.ScenarioReport:
     scenario.op = "all_reduce"
     scenario.dtype = "float32"
     scenario.reduce_op = "SUM"
-    scenario.ranks = 2
-    scenario.paths = 2
-    scenario.count = 60_000
-    scenario.operations = 6
+    scenario["ranks"] = 2
+    scenario["paths"] = 2
+    scenario["count"] = 60_000
+    scenario["operations"] = 6
     scenario.seed = 7
-    scenario.datagram_bytes = 1472
-    scenario.generation_bits = SIMULATED_BITS
-    scenario.loss = 0.05
-    scenario.reorder = 0.1
-    scenario.duplicate = 0.05
-    scenario.corrupt = 0.01
+    scenario["datagram_bytes"] = 1472
+    scenario["generation_bits"] = SIMULATED_BITS
+    scenario["loss"] = 0.05
+    scenario["reorder"] = 0.1
+    scenario["duplicate"] = 0.05
+    scenario["corrupt"] = 0.01
     report = _core.simulate(scenario)
     assert report.ok, report.failures
     if report.suite not in LIVE_SUITES:

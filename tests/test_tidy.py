@@ -98,6 +98,7 @@ TESTED_ELSEWHERE = {
     "sim/board.cc": "every cluster test",
     "sim/cluster.cc": "every test in tests/native/sim",
     "sim/elements.cc": "the oracle itself; call_test.cc compares it",
+    "sim/event_text.cc": "scenario_knobs_test.cc",
     "sim/scenario_text.cc": "scenario_test.cc",
     "torch/backend.cc": "whole jobs on real processes: tests/test_failures.py",
     "torch/call.cc": "as backend.cc",
@@ -235,7 +236,7 @@ def test_native__only_the_listed_files_use(what: str, pattern: str, owners: set[
 
 
 def test_python__package_starts_no_threads_and_prints_only_at_the_command_line() -> None:
-    printing = {"cli.py", "launch.py", "simulate.py"}
+    printing = {"cli.py", "launch.py", "command.py"}
     found = []
     for path in files(".py", folders=("securefabric",)):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,14 +1,16 @@
-// The simulator in Python: a scenario's options, in the units of its command line, and its report.
-// securefabric/simulate.py is the command line.
+// The simulator in Python: a scenario's settings by name, in the units of its command line, and its
+// report. securefabric/simulate is the command line.
 #include <pybind11/stl.h>
 
 #include <map>
+#include <optional>
 #include <string>
-#include <type_traits>
-#include <utility>
+#include <tuple>
+#include <vector>
 
 #include "bindings.h"
-#include "sim/scenario.h"
+#include "sim/scenario_knobs.h"
+#include "sim/soak.h"
 
 namespace securefabric::python {
 namespace {
@@ -19,31 +21,6 @@ using sim::ScenarioOptions;
 using sim::ScenarioReport;
 
 using ScenarioClass = py::class_<ScenarioOptions>;
-
-// A field that Python sees as it is. `at` returns a reference into the options.
-template <typename At>
-void add_field(ScenarioClass& type, const char* name, At at) {
-  using Value = std::remove_reference_t<decltype(at(std::declval<ScenarioOptions&>()))>;
-  type.def_property(
-      name, [at](ScenarioOptions& options) { return at(options); },
-      [at](ScenarioOptions& options, Value value) { at(options) = value; });
-}
-
-// A duration that Python sees as a number of `unit`.
-template <typename At>
-void add_duration(ScenarioClass& type, const char* name, Duration unit, At at) {
-  const auto nanos = static_cast<double>(unit.nanos());
-  type.def_property(
-      name,
-      [at, nanos](ScenarioOptions& options) {
-        return static_cast<double>(at(options).nanos()) / nanos;
-      },
-      [at, nanos](ScenarioOptions& options, double value) {
-        constexpr double kNanosMax = 1e18;  // 31 years; more would not fit
-        if (!(value * nanos <= kNanosMax && value >= 0)) throw py::value_error("bad duration");
-        at(options) = Duration::nanos(static_cast<int64_t>(value * nanos + 0.5));
-      });
-}
 
 // An enumeration that Python sees by its name, or as None where the seed decides.
 template <typename At, typename Parse, typename Name>
@@ -62,6 +39,13 @@ void add_choice(ScenarioClass& type, const char* name, At at, Parse parse, Name 
       });
 }
 
+double knob_value(const ScenarioOptions& options, const std::string& flag) {
+  for (const sim::ScenarioKnob& knob : sim::scenario_knobs()) {
+    if (knob.flag == flag) return knob.read(options);
+  }
+  throw py::key_error(flag);
+}
+
 void bind_scenario(py::module_& module) {
   ScenarioClass type(module, "Scenario");
   type.def(py::init<>());
@@ -75,32 +59,35 @@ void bind_scenario(py::module_& module) {
   add_choice(
       type, "reduce_op", [](O& o) -> auto& { return o.reduce_op; }, sim::parse_reduce_op,
       collective::reduce_op_name);
-  add_field(type, "ranks", [](O& o) -> auto& { return o.cluster.ranks; });
-  add_field(type, "seed", [](O& o) -> auto& { return o.cluster.seed; });
-  add_field(type, "count", [](O& o) -> auto& { return o.count; });
-  add_field(type, "operations", [](O& o) -> auto& { return o.operations; });
-  add_field(type, "concurrent", [](O& o) -> auto& { return o.concurrent; });
-  add_field(type, "sockets", [](O& o) -> auto& { return o.cluster.sockets_per_rank; });
-  add_field(type, "paths", [](O& o) -> auto& { return o.cluster.paths_per_peer; });
-  add_field(type, "generation_bits", [](O& o) -> auto& { return o.cluster.generation_bits; });
-  add_field(type, "datagram_bytes", [](O& o) -> auto& { return o.cluster.datagram_bytes_max; });
-  add_field(type, "is_recorded", [](O& o) -> auto& { return o.cluster.is_recorded; });
-  add_field(type, "loss", [](O& o) -> auto& { return o.cluster.link.loss; });
-  add_field(type, "reorder", [](O& o) -> auto& { return o.cluster.link.reorder; });
-  add_field(type, "duplicate", [](O& o) -> auto& { return o.cluster.link.duplicate; });
-  add_field(type, "corrupt", [](O& o) -> auto& { return o.cluster.link.corrupt; });
-  add_field(type, "rate_bits", [](O& o) -> auto& { return o.cluster.link.rate_bits_per_second; });
-  add_field(type, "queue_bytes", [](O& o) -> auto& { return o.cluster.link.queue_bytes_max; });
-  add_field(type, "mtu", [](O& o) -> auto& { return o.cluster.link.mtu_bytes; });
-  const Duration us = Duration::micros(1);
-  add_duration(type, "skew_us", us, [](O& o) -> auto& { return o.skew; });
-  add_duration(type, "latency_us", us, [](O& o) -> auto& { return o.cluster.link.latency; });
-  add_duration(type, "jitter_us", us, [](O& o) -> auto& { return o.cluster.link.jitter; });
-  add_duration(type, "reorder_us", us, [](O& o) -> auto& { return o.cluster.link.reorder_delay; });
-  add_duration(type, "loss_burst_us", us, [](O& o) -> auto& { return o.cluster.link.loss_burst; });
-  add_duration(type, "time_limit", Duration::seconds(1),
-               [](O& o) -> auto& { return o.time_limit; });
+  type.def_property(
+      "seed", [](const O& o) { return o.cluster.seed; },
+      [](O& o, uint64_t seed) { o.cluster.seed = seed; });
+  type.def_property(
+      "is_recorded", [](const O& o) { return o.cluster.is_recorded; },
+      [](O& o, bool is_recorded) { o.cluster.is_recorded = is_recorded; });
+  type.def("__getitem__", &knob_value);
+  type.def("__setitem__", [](O& o, const std::string& flag, double value) {
+    unwrap(sim::set_knob(o, flag, value));
+  });
+  type.def("add_event", [](O& o, const std::string& text) {
+    o.events.push_back(unwrap(sim::parse_event(text)));
+  });
+  type.def_property_readonly("events", [](const O& o) {
+    std::vector<std::string> texts;
+    for (const sim::LinkEvent& event : o.events) texts.push_back(sim::event_text(event));
+    return texts;
+  });
   type.def("replay_command", &sim::replay_command);
+  module.def("draw_scenario", &sim::draw_scenario, py::arg("seed"));
+  module.def("scenario_knobs", [] {
+    std::vector<std::tuple<std::string, std::string, std::string, std::string, double, bool>> rows;
+    const ScenarioOptions usual;
+    for (const sim::ScenarioKnob& knob : sim::scenario_knobs()) {
+      rows.emplace_back(knob.section, knob.name, knob.flag, knob.help, knob.read(usual),
+                        knob.is_whole);
+    }
+    return rows;
+  });
 }
 
 // Name and value of every cause for which an endpoint drops a datagram.
@@ -129,22 +116,78 @@ std::map<std::string, uint64_t> traffic_of(const ScenarioReport& report) {
           {"message_bytes_received", traffic.message_bytes_received},
           {"packets_lost", traffic.packets_lost},
           {"spurious_losses", traffic.spurious_losses},
+          {"duplicate_fragments", traffic.duplicate_fragments},
+          {"ce_received", traffic.ce_received},
           {"fragments_resent", traffic.fragments_resent},
           {"bytes_resent", traffic.bytes_resent},
           {"probe_timeouts", traffic.probe_timeouts},
           {"paths_suspected", traffic.paths_suspected}};
 }
 
-std::map<std::string, uint64_t> links_of(const ScenarioReport& report) {
-  const sim::LinkCounters& links = report.links;
+std::map<std::string, uint64_t> link_counts(const sim::LinkCounters& links) {
   return {{"sent", links.sent},
           {"delivered", links.delivered},
           {"lost", links.lost},
+          {"blackholed", links.blackholed},
           {"queue_dropped", links.queue_dropped},
           {"mtu_dropped", links.mtu_dropped},
           {"reordered", links.reordered},
           {"duplicated", links.duplicated},
-          {"corrupted", links.corrupted}};
+          {"corrupted", links.corrupted},
+          {"truncated", links.truncated},
+          {"marked", links.marked},
+          {"bytes", links.bytes}};
+}
+
+// "0>1/2": link 2 from rank 0 to rank 1; "out 3", "in 3": ports of rank 3.
+std::string name_of(const sim::LinkKey& key) {
+  const std::string from = std::to_string(key.from.value);
+  if (key.hop == sim::Hop::kSenderPort) return "out " + from;
+  if (key.hop == sim::Hop::kReceiverPort) return "in " + from;
+  return from + ">" + std::to_string(key.to.value) + "/" + std::to_string(key.index);
+}
+
+py::dict links_by_name(const ScenarioReport& report) {
+  py::dict links;
+  for (const sim::LinkReport& link : report.by_link) {
+    links[py::str(name_of(link.key))] = link_counts(link.counters);
+  }
+  return links;
+}
+
+py::dict sample_of(const sim::Sample& sample) {
+  py::dict links;
+  for (const auto& [key, bytes] : sample.link_bytes) links[py::str(name_of(key))] = bytes;
+  py::dict paths;
+  for (const sim::PathSample& path : sample.paths) {
+    const std::string name = std::to_string(path.peer) + "/" + std::to_string(path.from_socket) +
+                             "-" + std::to_string(path.to_socket);
+    py::dict at;
+    at["state"] = transport::path_state_name(path.state);
+    at["srtt_us"] = path.srtt_us;
+    at["window_bytes"] = path.window_bytes;
+    paths[py::str(name)] = at;
+  }
+  py::dict result;
+  result["at_ms"] = sample.at.seconds() * 1e3;
+  result["payload_bytes"] = sample.payload_bytes;
+  result["bytes_resent"] = sample.bytes_resent;
+  result["packets_lost"] = sample.packets_lost;
+  result["links"] = links;
+  result["paths"] = paths;
+  return result;
+}
+
+py::list samples_of(const ScenarioReport& report) {
+  py::list samples;
+  for (const sim::Sample& sample : report.samples) samples.append(sample_of(sample));
+  return samples;
+}
+
+std::vector<double> completions_of(const ScenarioReport& report) {
+  std::vector<double> seconds;
+  for (const Duration duration : report.completions) seconds.push_back(duration.seconds());
+  return seconds;
 }
 
 // Sender, receiver and bytes of every datagram, in the order of sending.
@@ -180,11 +223,21 @@ void bind_sim(py::module_& module) {
       .def_property_readonly("ok", &ScenarioReport::ok)
       .def_readonly("failures", &ScenarioReport::failures)
       .def_readonly("trace_hash", &ScenarioReport::trace_hash)
+      .def_property_readonly("began_seconds",
+                             [](const ScenarioReport& r) { return r.began_at.seconds(); })
       .def_property_readonly("virtual_seconds",
                              [](const ScenarioReport& r) { return r.virtual_time.seconds(); })
+      .def_readonly("payload_bytes", &ScenarioReport::payload_bytes)
+      .def_readonly("socket_drops", &ScenarioReport::socket_drops)
+      .def_readonly("connections", &ScenarioReport::connections)
+      .def_readonly("network_bytes_max", &ScenarioReport::network_bytes_max)
+      .def_readonly("contended_bytes", &ScenarioReport::contended_bytes)
+      .def_property_readonly("completions_seconds", &completions_of)
       .def_property_readonly("traffic", &traffic_of)
       .def_property_readonly("drops", &drops_of)
-      .def_property_readonly("links", &links_of)
+      .def_property_readonly("links", [](const ScenarioReport& r) { return link_counts(r.links); })
+      .def_property_readonly("by_link", &links_by_name)
+      .def_property_readonly("samples", &samples_of)
       .def_readonly("suite", &ScenarioReport::suite)
       .def_property_readonly("recording", &recording_of)
       .def_property_readonly("key_log", &key_log_of);

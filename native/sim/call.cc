@@ -229,8 +229,14 @@ std::vector<uint8_t> CallRun::reduced(uint64_t begin_bytes, uint64_t length) con
   return result;
 }
 
+const std::vector<uint8_t>& CallRun::reduced_whole() const {
+  if (!reduced_whole_) reduced_whole_ = reduced(0, chunk_bytes(0, 0));
+  return *reduced_whole_;
+}
+
 std::vector<uint8_t> CallRun::expected(uint32_t rank) const {
   if (output_lengths(rank).empty()) return {};
+  if (call_.kind == OperationKind::kAllReduce) return reduced_whole();
   uint64_t begin = 0;  // of this rank's chunk in every input that has chunks
   if (is_reduction(call_.kind)) {
     for (uint32_t to = 0; call_.kind == OperationKind::kReduceScatter && to < rank; ++to) {

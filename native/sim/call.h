@@ -61,6 +61,7 @@ class CallRun {
   Layout layout(uint32_t rank) const;
   std::vector<uint8_t> make_input(uint32_t rank) const;
   std::vector<uint8_t> expected(uint32_t rank) const;
+  const std::vector<uint8_t>& reduced_whole() const;
   std::vector<uint8_t> reduced(uint64_t begin_bytes, uint64_t length) const;
   uint64_t total_count() const;
 
@@ -70,6 +71,8 @@ class CallRun {
   std::vector<std::vector<uint8_t>> given_;    // by rank: the input as it was made
   std::vector<std::vector<uint8_t>> sources_;  // by rank: buffer 0
   std::vector<std::vector<uint8_t>> targets_;  // by rank: buffer 1
+  // What every rank gets of an all_reduce; made when first asked for.
+  mutable std::optional<std::vector<uint8_t>> reduced_whole_;
 };
 
 // Point-to-point operations between two ranks of a group. `bytes` lives until they are done.

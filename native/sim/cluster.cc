@@ -164,6 +164,10 @@ void Cluster::leave(uint32_t rank) {
   kill(rank);
 }
 
+void Cluster::script_healing(Instant when) {
+  at(when, [this] { network_.heal(); });
+}
+
 std::vector<Route> Cluster::all_routes() const {
   std::vector<Route> routes;
   for (uint32_t from = 0; from < options_.ranks; ++from) {
@@ -226,10 +230,16 @@ bool Cluster::run_until(const std::function<bool()>& done, Instant deadline) {
 
 void Cluster::handle(Event& event) {
   if (auto* parcel = std::get_if<Parcel>(&event)) {
+    const uint64_t size = parcel->bytes.size();
+    network_bytes_ -= size;
     if (parcel->hop != Hop::kArrived) return carry(std::move(*parcel));
     const uint32_t rank = parcel->route.to.value;
     if (!nodes_[rank].is_alive) return;
-    if (!nodes_[rank].host->admit(std::move(*parcel))) ++socket_drops_;
+    if (nodes_[rank].host->admit(std::move(*parcel))) {
+      network_bytes_ += size;
+    } else {
+      ++socket_drops_;
+    }
     touch(rank);
   } else if (const auto* timer = std::get_if<Timer>(&event)) {
     Node& node = nodes_[timer->rank];
@@ -263,6 +273,7 @@ void Cluster::run_turns() {
                    " asks for a timeout that it does not serve";
     }
     if (events_.size() > kEventsMax) breakdown_ = "more than kEventsMax events are outstanding";
+    if (network_bytes_ > kNetworkBytesMax) breakdown_ = "more than kNetworkBytesMax are on links";
   }
 }
 
@@ -298,6 +309,7 @@ base::Duration Cluster::receive(uint32_t rank) {
     const Parcel parcel = node.host->take();
     spent = spent + options_.host.cost(parcel.route == last ? 0 : 1, 1, parcel.bytes.size());
     last = parcel.route;
+    network_bytes_ -= parcel.bytes.size();
     node.engine->handle_datagram(now_, parcel.route.to_socket, parcel.is_marked_ce, parcel.bytes);
   }
   return spent;
@@ -328,17 +340,37 @@ void Cluster::transmit(uint32_t rank, const transport::Transmit& burst, Instant 
     if (at == now_) {
       carry(std::move(parcel));
     } else {
-      events_.push(at, std::move(parcel));
+      push(at, std::move(parcel));
     }
     rest = rest.subspan(size);
   }
+  check_window(route, burst);
+}
+
+// Single datagrams may be probes, which go beyond the window; what follows in a burst may not. The
+// last datagram may begin within the window and end beyond.
+void Cluster::check_window(const Route& route, const transport::Transmit& burst) {
+  if (burst.bytes.size() <= burst.segment_bytes) return;
+  const auto path = nodes_[route.from.value].engine->endpoint().path(
+      route.to, base::PathId::from_sockets(route.from_socket, route.to_socket));
+  if (path && path->in_flight_bytes > path->window_bytes + burst.segment_bytes) {
+    audit_.report(route, std::to_string(path->in_flight_bytes) +
+                             " bytes are in flight, in a window of " +
+                             std::to_string(path->window_bytes));
+  }
+}
+
+void Cluster::push(Instant at, Parcel parcel) {
+  network_bytes_ += parcel.bytes.size();
+  network_bytes_max_ = std::max(network_bytes_max_, network_bytes_);
+  events_.push(at, std::move(parcel));
 }
 
 void Cluster::carry(Parcel parcel) {
   transfers_.clear();
   network_.send(now_, std::move(parcel), transfers_);
   for (Transfer& transfer : transfers_) {
-    events_.push(transfer.at, std::move(transfer.parcel));
+    push(transfer.at, std::move(transfer.parcel));
   }
 }
 

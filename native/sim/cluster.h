@@ -63,6 +63,8 @@ class Cluster {
  public:
   // Datagrams, timers and actions that may be outstanding; more means that something is unbounded.
   static constexpr size_t kEventsMax = 1 << 20;
+  // Bytes of the datagrams that may be on links and in socket buffers.
+  static constexpr uint64_t kNetworkBytesMax = uint64_t{4} << 30;
   // Rounds of turns at one instant; more means that an engine asks for a timeout in the past.
   static constexpr uint32_t kRoundsPerInstantMax = 1000;
   // Datagrams that a rank whose CPU is not free of charge receives in one turn.
@@ -97,6 +99,8 @@ class Cluster {
   const Network& network() const { return network_; }
   // Lets an event of the future happen.
   void script(const LinkEvent& event);
+  // Lets the network heal (see there) at this instant.
+  void script_healing(base::Instant when);
   // Every route that the sockets of two different ranks make, in order.
   std::vector<Route> all_routes() const;
   // The routes of both directions of one pair of sockets, as the lower rank's sockets name it.
@@ -127,6 +131,8 @@ class Cluster {
   const char* suite() const { return crypto::suite_name(aead_->suite()); }
   // Datagrams that a socket's buffer had no room for, of all ranks.
   uint64_t socket_drops() const { return socket_drops_; }
+  // The most bytes that were on links and in socket buffers at a time.
+  uint64_t network_bytes_max() const { return network_bytes_max_; }
   transport::TrafficCounters traffic() const;
   transport::DropCounters drops() const;
   const ClusterOptions& options() const { return options_; }
@@ -160,6 +166,8 @@ class Cluster {
   // The burst leaves at `at`, now or later.
   void transmit(uint32_t rank, const transport::Transmit& burst, base::Instant at);
   void carry(Parcel parcel);
+  void push(base::Instant at, Parcel parcel);
+  void check_window(const Route& route, const transport::Transmit& burst);
   void ask_board(uint32_t asking, uint32_t wanted);
   void wake_at(uint32_t rank, base::Instant at);
 
@@ -177,6 +185,8 @@ class Cluster {
   uint32_t rounds_at_instant_ = 0;   // turns taken without time going on
   uint64_t next_group_id_ = 1;       // wire ids
   uint64_t socket_drops_ = 0;        // see socket_drops()
+  uint64_t network_bytes_ = 0;       // of the parcels that are events or wait in a socket
+  uint64_t network_bytes_max_ = 0;   // see network_bytes_max()
   std::vector<Transfer> transfers_;  // scratch of carry()
 };
 

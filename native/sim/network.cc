@@ -44,12 +44,15 @@ LinkKey Network::key_of(Hop hop, const Route& route) const {
   return {hop, route.from, route.to, index};
 }
 
+LinkOptions& Network::options_of(Hop hop) {
+  if (hop == Hop::kSenderPort) return options_.sender_port;
+  return hop == Hop::kReceiverPort ? options_.receiver_port : wire_;
+}
+
 Link& Network::link(const LinkKey& key) {
   std::unique_ptr<Link>& slot = links_[key];
   if (slot) return *slot;
-  LinkOptions options = key.hop == Hop::kSenderPort     ? options_.sender_port
-                        : key.hop == Hop::kReceiverPort ? options_.receiver_port
-                                                        : wire_;
+  LinkOptions options = options_of(key.hop);
   for (const LinkChange& change : changes_) {
     if (is_selected(key, change.links)) move(options, change);
   }
@@ -80,6 +83,21 @@ void Network::apply(const LinkChange& change) {
   for (const auto& [key, link] : links_) {
     if (is_selected(key, change.links)) move(link->options(), change);
   }
+}
+
+void Network::heal() {
+  for (const Hop hop : {Hop::kSenderPort, Hop::kWire, Hop::kReceiverPort}) {
+    const LinkOptions& old = options_of(hop);
+    LinkOptions clean;
+    clean.latency = old.latency;
+    clean.rate_bits_per_second = old.rate_bits_per_second;
+    clean.queue_bytes_max = old.queue_bytes_max;
+    clean.mark_above_bytes = old.mark_above_bytes;
+    clean.bad_end = 1;  // of a burst of losses that goes on
+    options_of(hop) = clean;
+  }
+  changes_.clear();
+  for (const auto& [key, link] : links_) link->options() = options_of(key.hop);
 }
 
 void Network::send(Instant now, Parcel parcel, std::vector<Transfer>& out) {

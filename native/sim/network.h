@@ -106,6 +106,9 @@ class Network {
   // never decreases.
   void send(base::Instant now, Parcel parcel, std::vector<Transfer>& out);
   void apply(const LinkChange& change);
+  // Every link is again as it was at the start, and without any fault: what is left of it is rate,
+  // latency and queue.
+  void heal();
 
   // The link that a route crosses between the two ranks.
   Link& wire(const Route& route) { return link(key_of(Hop::kWire, route)); }
@@ -114,6 +117,7 @@ class Network {
  private:
   LinkKey key_of(Hop hop, const Route& route) const;
   Link& link(const LinkKey& key);
+  LinkOptions& options_of(Hop hop);
   bool is_selected(const LinkKey& key, const LinkSelector& links) const;
   uint64_t hash(const Route& route) const;
 

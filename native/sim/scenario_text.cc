@@ -1,8 +1,9 @@
 // Scenarios as text: names of operations, the command that replays a run, what a failure says.
+#include <algorithm>
 #include <cstdio>
 
 #include "sim/elements.h"
-#include "sim/scenario.h"
+#include "sim/scenario_knobs.h"
 
 namespace securefabric::sim {
 
@@ -10,9 +11,6 @@ using collective::DataType;
 using collective::OperationKind;
 using collective::ReduceOp;
 
-namespace {
-
-// Shortest text that is read back as the same number.
 std::string text_of(double value) {
   char text[40];
   for (int digits = 6; digits <= 17; ++digits) {
@@ -21,12 +19,6 @@ std::string text_of(double value) {
   }
   return text;
 }
-
-std::string micros(base::Duration duration) {
-  return text_of(static_cast<double>(duration.nanos()) / 1e3);
-}
-
-}  // namespace
 
 std::optional<OperationKind> parse_kind(const std::string& name) {
   for (auto value = static_cast<uint8_t>(OperationKind::kAllReduce);
@@ -54,41 +46,26 @@ std::optional<ReduceOp> parse_reduce_op(const std::string& name) {
 }
 
 std::string replay_command(const ScenarioOptions& options) {
-  const ClusterOptions& cluster = options.cluster;
-  const LinkOptions& link = cluster.link;
   const ScenarioOptions usual;
   std::string text = "python -m securefabric.simulate";
-  const auto add = [&text](const char* name, const std::string& value, const std::string& normal) {
-    if (value != normal) text += std::string(" --") + name + " " + value;
-  };
-  const auto count = [](auto value) { return std::to_string(value); };
-  add("ranks", count(cluster.ranks), "");
-  add("op", options.kind ? collective::operation_kind_name(*options.kind) : "mixed", "");
-  add("dtype", options.data_type ? collective::data_type_name(*options.data_type) : "any", "any");
-  add("reduce-op", options.reduce_op ? collective::reduce_op_name(*options.reduce_op) : "any",
-      "any");
-  add("count", count(options.count), "");
-  add("operations", count(options.operations), count(usual.operations));
-  add("concurrent", count(options.concurrent), count(usual.concurrent));
-  add("skew-us", micros(options.skew), micros(usual.skew));
-  add("time-limit", text_of(options.time_limit.seconds()), text_of(usual.time_limit.seconds()));
-  add("loss", text_of(link.loss), "0");
-  add("loss-burst-us", micros(link.loss_burst), "0");
-  add("reorder", text_of(link.reorder), "0");
-  add("reorder-us", micros(link.reorder_delay), micros(usual.cluster.link.reorder_delay));
-  add("duplicate", text_of(link.duplicate), "0");
-  add("corrupt", text_of(link.corrupt), "0");
-  add("latency-us", micros(link.latency), micros(usual.cluster.link.latency));
-  add("jitter-us", micros(link.jitter), micros(usual.cluster.link.jitter));
-  add("rate-mbit", text_of(static_cast<double>(link.rate_bits_per_second) / 1e6), "0");
-  add("queue-bytes", count(link.queue_bytes_max), count(usual.cluster.link.queue_bytes_max));
-  add("mtu", count(link.mtu_bytes), count(usual.cluster.link.mtu_bytes));
-  add("datagram-bytes", count(cluster.datagram_bytes_max), count(usual.cluster.datagram_bytes_max));
-  add("sockets", count(cluster.sockets_per_rank), count(usual.cluster.sockets_per_rank));
-  add("paths", count(cluster.paths_per_peer), count(usual.cluster.paths_per_peer));
-  add("generation-bits", count(cluster.generation_bits), count(usual.cluster.generation_bits));
-  add("seed", count(cluster.seed), "");
-  return text;
+  text += std::string(" --op ") +
+          (options.kind ? collective::operation_kind_name(*options.kind) : "mixed");
+  if (options.data_type) {
+    text += std::string(" --dtype ") + collective::data_type_name(*options.data_type);
+  }
+  if (options.reduce_op) {
+    text += std::string(" --reduce-op ") + collective::reduce_op_name(*options.reduce_op);
+  }
+  for (const ScenarioKnob& knob : scenario_knobs()) {
+    const double value = knob.read(options);
+    // The command line has a usual number of ranks of its own.
+    if (value == knob.read(usual) && knob.name != "ranks") continue;
+    std::string flag = knob.flag;
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    text += " --" + flag + " " + text_of(value);
+  }
+  for (const LinkEvent& event : options.events) text += " --event '" + event_text(event) + "'";
+  return text + " --seed " + std::to_string(options.cluster.seed);
 }
 
 std::string describe_failures(const ScenarioOptions& options, const ScenarioReport& report) {

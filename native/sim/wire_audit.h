@@ -43,6 +43,9 @@ class WireAudit {
   // Anything else that is part of the run's history: completions, failures.
   void on_event(base::Instant now, base::Rank rank, uint64_t what);
 
+  // Another checker has found something wrong with what was sent here.
+  void report(const Route& route, const std::string& what);
+
   uint64_t trace_hash() const { return hash_; }
   // What was found wrong, one sentence each; at most kViolationsMax of them.
   const std::vector<std::string>& violations() const { return violations_; }
@@ -52,7 +55,6 @@ class WireAudit {
   // Receiver, SPI, path: what names one key sequence.
   using Sequence = std::tuple<base::Rank, base::Spi, base::PathId>;
 
-  void report(const Route& route, const std::string& what);
   void check_nonce(const Route& route, base::Bytes datagram);
   void check_secrecy(const Route& route, base::Bytes datagram);
   void mix(uint64_t value);

@@ -276,20 +276,34 @@ bool Connection::is_drained() const {
   return sends_.is_drained() && control_.empty() && !awaits_acks;
 }
 
+namespace {
+
+PathReport report_of(const SendingPath& path) {
+  PathReport report;
+  report.id = path.id;
+  report.to = path.to;
+  report.state = path.state;
+  report.srtt_us = static_cast<double>(path.rtt.srtt().nanos()) / 1e3;
+  report.window_bytes = path.congestion.window();
+  report.in_flight_bytes = path.congestion.in_flight();
+  report.packets_sealed = path.sealer.next_packet_number();
+  report.message_bytes = path.message_bytes;
+  return report;
+}
+
+}  // namespace
+
 std::vector<PathReport> Connection::paths() const {
   std::vector<PathReport> reports;
-  for (const auto& path : sending_) {
-    PathReport report;
-    report.id = path->id;
-    report.to = path->to;
-    report.state = path->state;
-    report.srtt_us = static_cast<double>(path->rtt.srtt().nanos()) / 1e3;
-    report.window_bytes = path->congestion.window();
-    report.packets_sealed = path->sealer.next_packet_number();
-    report.message_bytes = path->message_bytes;
-    reports.push_back(report);
-  }
+  for (const auto& path : sending_) reports.push_back(report_of(*path));
   return reports;
+}
+
+std::optional<PathReport> Connection::path(PathId id) const {
+  for (const auto& path : sending_) {
+    if (path->id == id) return report_of(*path);
+  }
+  return std::nullopt;
 }
 
 }  // namespace securefabric::transport

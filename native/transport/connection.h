@@ -43,6 +43,7 @@ struct PathReport {
   PathState state = PathState::kValidating;
   double srtt_us = 0;
   uint64_t window_bytes = 0;
+  uint64_t in_flight_bytes = 0;
   uint64_t packets_sealed = 0;
   uint64_t message_bytes = 0;  // payload sent on it, resends included
 };
@@ -97,6 +98,7 @@ class Connection {
   bool was_reached() const { return was_reached_; }
   base::Instant last_heard_at() const { return last_heard_at_; }
   std::vector<PathReport> paths() const;
+  std::optional<PathReport> path(base::PathId id) const;
   // Where the peer is, for messages: "rank 3 (10.0.0.7:4410)".
   std::string describe() const;
   uint64_t bytes_resent() const { return sends_.resent_bytes(); }

@@ -286,6 +286,11 @@ TrafficCounters Endpoint::traffic() const {
   return total;
 }
 
+std::optional<PathReport> Endpoint::path(Rank peer, base::PathId id) const {
+  const Connection* connection = find(peer);
+  return connection == nullptr ? std::nullopt : connection->path(id);
+}
+
 std::vector<std::pair<Rank, std::vector<PathReport>>> Endpoint::paths() const {
   std::vector<std::pair<Rank, std::vector<PathReport>>> reports;
   for (const auto& [rank, peer] : peers_) {

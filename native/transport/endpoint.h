@@ -81,6 +81,8 @@ class Endpoint {
   const DropCounters& drops() const { return drops_; }
   TrafficCounters traffic() const;
   std::vector<std::pair<base::Rank, std::vector<PathReport>>> paths() const;
+  // Nothing when this rank has no such sending path to the peer.
+  std::optional<PathReport> path(base::Rank peer, base::PathId id) const;
   const EndpointConfig& config() const { return config_; }
 
  private:

@@ -2,8 +2,6 @@
 // wrong. A failure prints the command that replays it.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "sim/fleet.h"
 #include "sim/scenario.h"
 
@@ -25,48 +23,6 @@ TEST(Faults, loss_reorder_and_duplication_never_change_a_result__100_seeds) {
     const ScenarioReport report = run_scenario(options);
     ASSERT_TRUE(report.ok()) << describe_failures(options, report);
     EXPECT_GT(report.links.lost, 0u);
-  }
-}
-
-// Every knob at once, drawn from the seed.
-ScenarioOptions draw_scenario(uint64_t seed) {
-  base::Random random(seed);
-  ScenarioOptions options;
-  ClusterOptions& cluster = options.cluster;
-  cluster.seed = seed;
-  cluster.ranks = 2 + static_cast<uint32_t>(random.below(5));
-  cluster.sockets_per_rank = 1 + random.below(3);
-  cluster.paths_per_peer = 1 + random.below(6);
-  cluster.datagram_bytes_max =
-      random.chance(0.5) ? transport::kDatagramBytesMax : transport::kDatagramBytesMin;
-  cluster.burst_segments_max = random.chance(0.3) ? 1 : transport::kBurstSegmentsMax;
-  LinkOptions& link = cluster.link;
-  const auto maybe = [&random](double most) {
-    return random.chance(0.5) ? most * static_cast<double>(random.below(100)) / 100 : 0;
-  };
-  link.loss = maybe(0.3);
-  if (random.chance(0.2)) link.loss_burst = Duration::millis(5);
-  link.reorder = maybe(0.3);
-  link.duplicate = maybe(0.3);
-  link.corrupt = maybe(0.05);
-  link.latency = Duration::micros(static_cast<int64_t>(5 + random.below(3'000)));
-  link.jitter = Duration::micros(static_cast<int64_t>(random.below(2'000)));
-  link.reorder_delay = Duration::micros(static_cast<int64_t>(random.below(5'000)));
-  if (random.chance(0.3)) link.rate_bits_per_second = (1 + random.below(1'000)) * 1'000'000;
-  if (random.chance(0.3)) link.queue_bytes_max = 64 * 1024;
-  options.operations = 1 + static_cast<uint32_t>(random.below(12));
-  options.concurrent = 1 + static_cast<uint32_t>(random.below(4));
-  options.count = random.chance(0.2) ? 100'000 : 10'000;
-  return options;
-}
-
-TEST(Faults, any_mix_of_faults_never_changes_a_result__seeds_from_the_environment) {
-  const char* wanted = std::getenv("SECUREFABRIC_SIM_SEEDS");
-  const uint64_t seeds = wanted == nullptr ? 40 : std::strtoull(wanted, nullptr, 10);
-  for (uint64_t seed = 1; seed <= seeds; ++seed) {
-    const ScenarioOptions options = draw_scenario(seed);
-    const ScenarioReport report = run_scenario(options);
-    EXPECT_TRUE(report.ok()) << describe_failures(options, report);
   }
 }
 

@@ -161,6 +161,24 @@ TEST(Network, apply__steps_lead_to_the_value) {
   EXPECT_EQ(network.wire(route_of(0, 2)).options().latency, Duration::micros(90));
 }
 
+TEST(Network, heal__leaves_rate_and_latency_and_no_fault) {
+  LinkOptions faulty = slow_link();
+  faulty.loss = faulty.duplicate = faulty.corrupt = 1;
+  faulty.bad_begin = 1;
+  faulty.mtu_bytes = 100;
+  Network network(faulty, {}, 1, 1);
+  Link& wire = network.wire(route_of(0, 1));
+  network.apply(change_of("mtu", 9'000));
+  EXPECT_FALSE(cross(network, {}, route_of(0, 1)));  // lost, in a burst that goes on
+  network.apply(change_of("rate_mbit", 1));
+  network.apply(change_of("down", 1));
+  network.heal();
+  const Instant later = Instant() + Duration::millis(5);
+  EXPECT_EQ(cross(network, later, route_of(0, 1)), later + Duration::micros(1'010));
+  EXPECT_EQ(cross(network, later, route_of(0, 2)), later + Duration::micros(1'010));
+  EXPECT_EQ(wire.options().duplicate, 0);
+}
+
 TEST(Network, apply__ports) {
   NetworkOptions options;
   options.receiver_port = slow_link();
