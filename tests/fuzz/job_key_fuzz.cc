@@ -1,6 +1,7 @@
 // Key files: whatever parses has a key id and a suite, and proves what it proved; the text is wiped
 // in any case, and no message holds a piece of it.
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "base/check.h"
@@ -20,7 +21,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   SF_CHECK(key.value().key_id().size() == 2 * crypto::JobKey::kKeyIdBytes);
-  const auto message = securefabric::base::as_bytes("message");
+  const std::string text_to_prove = "message";
+  const auto message = securefabric::base::as_bytes(text_to_prove);
   SF_CHECK(key.value().verify_evidence(message, key.value().evidence(message)));
   return 0;
 }
