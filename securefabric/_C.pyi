@@ -12,7 +12,8 @@ from .store.client import Client as StoreClient
 class Options(_C10dBackend.Options):
     """What ``Backend.options`` returns; it can be copied, as ``split_group`` does."""
 
-    def __init__(self, timeout: timedelta = ...) -> None: ...
+    def __init__(self, timeout: timedelta = ..., presented_name: str = ...) -> None: ...
+    test_stages_host_tensors: bool
     def __copy__(self) -> Options: ...
     def __deepcopy__(self, memo: dict[int, object]) -> Options: ...
 
@@ -67,17 +68,16 @@ class Backend(_C10dBackend):
         self,
         *,
         fabric: Fabric,
-        store: _C10dStore,
         group_rank: int,
         group_size: int,
         group_name: str,
         group_key: str,
         global_ranks: list[int],
-        timeout: timedelta,
-        presented_name: str = "securefabric",
+        options: Options,
     ) -> None: ...
     @property
     def options(self) -> Options: ...
+    def perform_nocolor_split(self, device: object) -> None: ...
 
 class StoreGate:
     """Stands between the stores of a process and its end."""

@@ -48,17 +48,16 @@ def create_backend(
         global_ranks=list(request.global_ranks_in_group),
     )
     from ._C import Backend
+    from ._C import Options as NativeOptions
 
     return Backend(
         fabric=fabric.native,
-        store=request.store,
         group_rank=request.group_rank,
         group_size=request.group_size,
         group_name=request.group_id,
         group_key=group_key,
         global_ranks=list(request.global_ranks_in_group) or list(range(request.group_size)),
-        timeout=_as_timedelta(request.timeout),
-        presented_name=presented_name,
+        options=NativeOptions(_as_timedelta(request.timeout), presented_name),
     )
 
 

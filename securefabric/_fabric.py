@@ -88,10 +88,17 @@ class ProcessFabric:
 
     def resolve(self, group_key: str, rank: int) -> PeerEntry | None:
         """Find a peer for the native core, which calls this from a thread of its own."""
-        board = self._boards.get(group_key) or self._world_board
+        board = self._board_of(group_key)
         if board is None:
             raise SecureFabricError(f"group {group_key} was never joined")
         return board.look_up(rank)
+
+    def _board_of(self, group_key: str) -> Board | None:
+        """Return where members of a group are found; a group split off has its parent's board."""
+        for key, board in self._boards.items():
+            if group_key.startswith(key):
+                return board
+        return self._world_board
 
     def check_not_forked(self) -> None:
         """Raise ForkError in a child that was forked after this fabric was made."""

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from contract_world import (
     LARGE_SIZES,
     MOVED_TYPES,
+    OPAQUE_TYPES,
     SIZES,
     WIDE_UNSIGNED,
     Cases,
@@ -287,20 +288,60 @@ def lazy_negatives_are_resolved(world: World) -> None:
         check_equal(outputs[rank], inputs[rank].resolve_neg(), f"part of rank {rank}")
 
 
+@CASES.case(over=(*OPAQUE_TYPES, torch.complex128))
+def any_type_is_moved_as_bytes(world: World, dtype: torch.dtype) -> None:
+    """Whatever the bits are: they are not looked at."""
+    n, me = world.size, world.rank
+    for elements in (3, 1000):
+        inputs = world.inputs(elements * n, dtype, world.salt())
+        parts = [tensor.split(elements) for tensor in inputs]
+        tensor = inputs[me].clone()
+        dist.broadcast(tensor, src=n - 1)
+        check_equal(tensor, inputs[n - 1], "broadcast")
+        outputs = [torch.empty_like(inputs[0]) for _ in range(n)]
+        dist.all_gather(outputs, inputs[me])
+        for rank in range(n):
+            check_equal(outputs[rank], inputs[rank], "all_gather")
+        output = torch.empty(elements * n, dtype=dtype)
+        dist.all_gather_into_tensor(output, parts[me][0])
+        for rank in range(n):
+            check_equal(output.split(elements)[rank], parts[rank][0], "all_gather_into_tensor")
+        dist.all_to_all_single(output, inputs[me])
+        for rank in range(n):
+            check_equal(output.split(elements)[rank], parts[rank][me], "all_to_all")
+        dist.gather(inputs[me], outputs if me == 0 else None, dst=0)
+        if me == 0:
+            for rank in range(n):
+                check_equal(outputs[rank], inputs[rank], "gather")
+        piece = torch.empty(elements, dtype=dtype)
+        dist.scatter(piece, list(parts[n - 1]) if me == n - 1 else None, src=n - 1)
+        check_equal(piece, parts[n - 1][me], "scatter")
+        if n > 1:
+            work = dist.isend(parts[me][0], (me + 1) % n)
+            dist.recv(piece, (me - 1) % n)
+            work.wait()
+            check_equal(piece, parts[(me - 1) % n][0], "message")
+    if dtype in OPAQUE_TYPES:
+        group = dist.group.WORLD
+        assert group is not None
+        with refused("SUM is not defined on"):
+            group.allreduce([world.input(4, dtype, 1)]).wait()
+
+
 @CASES.case()
 def bad_movements_are_refused(world: World) -> None:
     """Nothing is sent, and the group works on."""
     n = world.size
     with refused("world_size"):
         dist.all_gather_into_tensor(torch.empty(3 * n + 1), torch.empty(3))
-    with refused("ranks"):
+    with refused("invalid output tensor list at index 0"):
         dist.all_gather([torch.empty(3)] * (n + 1), torch.empty(3))
     with refused("type"):
         dist.all_gather([torch.empty(3, dtype=torch.float64)] * n, torch.empty(3))
-    with refused("divisible" if n > 1 else "add up"):
+    with refused("does not divide equally" if n > 1 else "doesn't match total dim 0 size"):
         splits = None if n > 1 else [3]
         dist.all_to_all_single(torch.empty(n + 1), torch.empty(n + 1), splits, splits)
-    with refused("split"):
+    with refused("Number of tensor splits not equal to group size"):
         dist.all_to_all_single(torch.empty(n), torch.empty(n), [1] * (n + 1), [1] * n)
     tensor = torch.ones(1)
     dist.all_reduce(tensor)

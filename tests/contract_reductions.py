@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from contract_world import (
+    ARITHMETIC,
+    BITWISE,
+    COMPLEX,
     FLOATS,
     LARGE_SIZES,
     OPS,
@@ -197,49 +203,102 @@ def average_of_one_rank_is_a_copy(world: World) -> None:
     check_equal(result, tensor)
 
 
-@CASES.case(over=FLOATS)
+def _every_reduction(
+    world: World, inputs: list[Tensor], op: object, check: Callable[[Tensor, list[Tensor]], None]
+) -> None:
+    """Reduce the inputs by each collective that can, and check what every rank gets."""
+    n, me = world.size, world.rank
+    group: Any = dist.group.WORLD
+    tensor = inputs[me].clone()
+    dist.all_reduce(tensor, op=op)
+    check(tensor, inputs)
+    world.record(tensor)
+    tensor = inputs[me].clone()
+    options = dist.ReduceOptions()
+    options.reduceOp, options.rootRank = op, n - 1
+    group.reduce([tensor], options).wait()
+    if me == n - 1:
+        check(tensor, inputs)
+    share = inputs[0].numel() // n
+    parts = [tensor[: share * n].split(share) for tensor in inputs]
+    mine = [part[me] for part in parts]
+    output = torch.empty(share, dtype=inputs[0].dtype)
+    dist.reduce_scatter_tensor(output, inputs[me][: share * n], op=op)
+    check(output, mine)
+    output = torch.empty_like(output)
+    dist.reduce_scatter(output, list(parts[me]), op=op)
+    check(output, mine)
+
+
+@CASES.case(over=(*FLOATS, *COMPLEX))
 def premultiplied_sum(world: World, dtype: torch.dtype) -> None:
-    factor = 0.25
-    reduce_op = dist._make_nccl_premul_sum(factor)  # type: ignore[attr-defined]
-    for elements in (0, 5, 1000, 70_003):
-        inputs = world.inputs(elements, dtype, world.salt())
-        scaled = [(tensor.double() * factor).to(dtype) for tensor in inputs]
-        tensor = inputs[world.rank].clone()
-        dist.all_reduce(tensor, op=reduce_op)
-        world.check_reduced(tensor, scaled, "SUM", "premultiplied")
-        world.record(tensor)
+    """The factor is a number or a tensor, and is applied once, before anything is added."""
+    make: Any = dist._make_nccl_premul_sum  # type: ignore[attr-defined]
+    as_real = torch.view_as_real if dtype.is_complex else torch.clone
+
+    def check(actual: Tensor, inputs: list[Tensor]) -> None:
+        scaled = [
+            (as_real(tensor).flatten().double() * 0.25).to(as_real(actual).dtype)
+            for tensor in inputs
+        ]
+        world.check_reduced(as_real(actual).flatten(), scaled, "SUM", "premultiplied")
+
+    for elements in (world.size, 1000, 70_003):
+        for factor in (0.25, torch.tensor([0.25])):
+            inputs = world.inputs(elements, dtype, world.salt())
+            _every_reduction(world, inputs, make(factor), check)
 
 
-@CASES.case(over=(torch.complex64, torch.complex128))
+@CASES.case(over=COMPLEX)
 def complex_numbers(world: World, dtype: torch.dtype) -> None:
-    inputs = world.inputs(1001, dtype, world.salt())
-    parts = [torch.view_as_real(tensor).flatten() for tensor in inputs]
+    """SUM and AVG, part by part."""
+    group: Any = dist.group.WORLD
     for op in ("SUM", "AVG"):
-        tensor = inputs[world.rank].clone()
-        dist.all_reduce(tensor, op=OPS[op])
-        world.check_reduced(torch.view_as_real(tensor).flatten(), parts, op)
-    for op in ("MIN", "MAX", "PRODUCT", "BAND"):
+
+        def check(actual: Tensor, inputs: list[Tensor], op: str = op) -> None:
+            parts = [torch.view_as_real(tensor).flatten() for tensor in inputs]
+            world.check_reduced(torch.view_as_real(actual).flatten(), parts, op)
+
+        for elements in (world.size, 1001, 70_003):
+            inputs = world.inputs(elements, dtype, world.salt())
+            _every_reduction(world, inputs, OPS[op], check)
+    for op in ("MIN", "MAX", "PRODUCT", "BAND", "BOR", "BXOR"):
         with refused():
-            dist.all_reduce(inputs[world.rank].clone(), op=OPS[op])
+            dist.all_reduce(torch.ones(3, dtype=dtype), op=OPS[op])
+        with refused(op, "not defined"):
+            dist.reduce_scatter_tensor(
+                torch.ones(1, dtype=dtype), torch.ones(world.size, dtype=dtype), op=OPS[op]
+            )
+        options = dist.AllreduceOptions()
+        options.reduceOp = OPS[op]
+        with refused(op, "not defined"):
+            group.allreduce([torch.ones(3, dtype=dtype)], options).wait()
 
 
 @CASES.case(over=WIDE_UNSIGNED)
 def unsigned_integers(world: World, dtype: torch.dtype) -> None:
     """Torch itself computes little with these, so the expectation is computed with int64."""
-    inputs = world.inputs(1001, dtype, world.salt())
-    if dtype == torch.uint64:  # as int64 for the signed operations: keep the top bit clear
-        inputs = [tensor.view(torch.int64).abs().view(dtype) for tensor in inputs]
-    as_int64 = [tensor.to(torch.int64) for tensor in inputs]
     bits = 8 * dtype.itemsize
-    for op in ("SUM", "MIN", "MAX", "BAND", "BOR", "BXOR"):
-        tensor = inputs[world.rank].clone()
-        dist.all_reduce(tensor, op=OPS[op])
-        result = tensor.view(torch.int64) if bits == 64 else tensor.to(torch.int64)
-        if op == "SUM" and bits < 64:
-            total = torch.stack(as_int64).sum(dim=0) % 2**bits
-            check_equal(result, total, f"SUM of {name_of(dtype)}")
-        else:
-            world.check_reduced(result, as_int64, op)
+
+    def widen(tensor: Tensor) -> Tensor:
+        return tensor.view(torch.int64) if bits == 64 else tensor.to(torch.int64)
+
+    for op in (*ARITHMETIC, *BITWISE):
+
+        def check(actual: Tensor, inputs: list[Tensor], op: str = op) -> None:
+            wide = [widen(tensor) for tensor in inputs]
+            if op in ("SUM", "PRODUCT") and bits < 64:
+                total = functools.reduce(torch.add if op == "SUM" else torch.mul, wide)
+                check_equal(widen(actual), total % 2**bits, f"{op} of {name_of(dtype)}")
+            else:
+                world.check_reduced(widen(actual), wide, op)
+
+        inputs = world.inputs(1001, dtype, world.salt())
+        if bits == 64:  # as int64 for the signed operations: keep the top bit clear
+            inputs = [(tensor.view(torch.int64) & (2**63 - 1)).view(dtype) for tensor in inputs]
+        _every_reduction(world, inputs, OPS[op], check)
+    with refused("AVG", "not defined"):
+        dist.all_reduce(torch.ones(3).to(dtype), op=OPS["AVG"])
 
 
 @CASES.case()
@@ -311,10 +370,10 @@ def bad_reductions_are_refused(world: World) -> None:
     """Nothing is sent, and the group works on."""
     with refused("size"):
         dist.reduce_scatter_tensor(torch.empty(3), torch.empty(3 * world.size + 1))
-    with refused("ranks"):
+    with refused("Incorrect input list size"):
         dist.reduce_scatter(torch.empty(3), [torch.empty(3)] * (world.size + 1))
-    with refused("dense"):
-        dist.all_reduce(torch.eye(3).to_sparse())
+    with refused("strided"):
+        dist.all_reduce(torch.eye(3).to_sparse_csr())
     with refused():
         dist.reduce(torch.empty(3), dst=world.size)
     tensor = torch.ones(1)

@@ -24,6 +24,17 @@ INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 REDUCED_TYPES = (*FLOATS, *INTEGERS, torch.bool)
 MOVED_TYPES = (*REDUCED_TYPES, *WIDE_UNSIGNED, torch.complex64, torch.float8_e4m3fn)
+COMPLEX = (torch.complex64, torch.complex128)
+# Types without arithmetic of ours: they are only moved.
+OPAQUE_TYPES = (
+    torch.complex32,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+    torch.float4_e2m1fn_x2,
+)
 ARITHMETIC = {
     "SUM": ReduceOp.SUM,
     "PRODUCT": ReduceOp.PRODUCT,
@@ -112,7 +123,7 @@ class World:
         """Return the elements that a rank (this one) contributes to the call with this salt."""
         source = self.rank if rank is None else rank
         generator = torch.Generator().manual_seed(salt * 1_009 + source)
-        if dtype.is_floating_point or dtype.is_complex:
+        if (dtype.is_floating_point or dtype.is_complex) and dtype not in OPAQUE_TYPES:
             wide = torch.complex128 if dtype.is_complex else torch.float64
             return torch.randn(elements, generator=generator, dtype=wide).to(dtype)
         if dtype == torch.bool:

@@ -16,6 +16,7 @@ def install(monkeypatch: pytest.MonkeyPatch, torch_version: str = torch.__versio
     native = types.ModuleType("securefabric._C")
     native.Fabric = FakeFabric  # type: ignore[attr-defined]
     native.Backend = FakeBackend  # type: ignore[attr-defined]
+    native.Options = lambda *given: given  # type: ignore[attr-defined]
     native.select_interfaces = lambda grammar: [  # type: ignore[attr-defined]
         ("eth0", "10.0.0.1", 1500)
     ]

@@ -21,6 +21,7 @@ MODULES = (
     "contract_movement",
     "contract_coalesced",
     "contract_messages",
+    "contract_backend",
     "contract_groups",
     "contract_training",
 )

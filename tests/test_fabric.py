@@ -47,13 +47,11 @@ def test_create_backend__hands_everything_over(key_file: str) -> None:
     assert str(group_key).startswith("0:")
     assert backend.given == {
         "fabric": native(),
-        "store": store,
         "group_rank": 0,
         "group_size": 1,
         "group_name": "0",
         "global_ranks": [0],
-        "timeout": timedelta(seconds=1.5),
-        "presented_name": "securefabric",
+        "options": (timedelta(seconds=1.5), "securefabric"),
     }
     settings = native().settings
     assert settings["paths_per_peer"] == 3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,95 @@ def test_timeout__names_the_rank_that_did_not_start(key_file: str) -> None:
     assert " Timed out " in message
     assert "rank 1" in message
     assert "has not started this operation" in message
+
+
+def _monitored_barrier(rank: int, absent: int, *, wait_all_ranks: bool) -> str:
+    join()
+    dist.all_reduce(torch.ones(4))
+    group: Any = dist.group.WORLD
+    if rank >= absent:
+        return "absent"
+    started = time.monotonic()
+    with pytest.raises(RuntimeError) as raised:
+        group.monitored_barrier(timedelta(seconds=2), wait_all_ranks=wait_all_ranks)
+    assert time.monotonic() - started < 30
+    with pytest.raises(RuntimeError):
+        dist.all_reduce(torch.ones(4))
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("absent", "wait_all_ranks", "words"),
+    [
+        (2, False, "[Rank 0]: Rank 2 failed to pass monitoredBarrier in 2000 ms"),
+        (2, True, "[Rank 0]: Ranks 2, 3 failed to pass monitoredBarrier in 2000 ms"),
+        (1, True, "[Rank 0]: Ranks 1, 2, 3 failed to pass monitoredBarrier in 2000 ms"),
+    ],
+)
+def test_monitored_barrier__names_the_missing_ranks(
+    key_file: str, absent: int, wait_all_ranks: bool, words: str
+) -> None:
+    outcomes = run_ranks(
+        functools.partial(_monitored_barrier, wait_all_ranks=wait_all_ranks),
+        4,
+        absent,
+        key_file=key_file,
+    )
+    for outcome in outcomes:
+        assert outcome.error is None, outcome
+    assert words in outcomes[0].value
+    for rank in range(1, absent):
+        assert (
+            f"Rank {rank} successfully reached monitoredBarrier, but received errors while waiting "
+            "for send/recv from rank 0. Please check rank 0 logs for faulty rank."
+        ) in outcomes[rank].value
+
+
+def _monitored_barrier_without_time(_rank: int) -> str:
+    join()
+    group: Any = dist.group.WORLD
+    with pytest.raises(RuntimeError) as raised:
+        group.monitored_barrier(timedelta(seconds=0))
+    return str(raised.value)
+
+
+def test_monitored_barrier__without_time_for_anybody(key_file: str) -> None:
+    outcome = run_ranks(
+        _monitored_barrier_without_time, 2, key_file=key_file, absent=frozenset({1})
+    )[0]
+    assert outcome.error is None, outcome
+    assert "Rank 0 timed out in monitoredBarrier after 0 ms." in outcome.value
+    assert "No ranks successfully processed in monitoredBarrier." in outcome.value
+
+
+def _wait_with_a_timeout_of_its_own(rank: int) -> tuple[str, float]:
+    join()
+    tensor = torch.ones(4)
+    dist.all_reduce(tensor)
+    if rank == 1:
+        with pytest.raises(RuntimeError):  # the group has ended on rank 0
+            dist.recv(tensor, 0)
+        return "", 0.0
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None
+    started = time.monotonic()
+    with pytest.raises(RuntimeError) as raised:
+        work.wait(timedelta(seconds=1))
+    waited = time.monotonic() - started
+    assert not work.is_success()
+    group: Any = dist.group.WORLD
+    error = group._get_backend(torch.device("cpu")).get_error()
+    assert error == torch._C._distributed_c10d.ErrorType.TIMEOUT
+    return str(raised.value), waited
+
+
+def test_wait__with_a_timeout_of_its_own(key_file: str) -> None:
+    outcomes = run_ranks(_wait_with_a_timeout_of_its_own, 2, key_file=key_file)
+    for outcome in outcomes:
+        assert outcome.error is None, outcomes
+    message, waited = outcomes[0].value
+    assert " Timed out " in message
+    assert waited >= 1.0
 
 
 def _fork_and_use(_rank: int) -> str:

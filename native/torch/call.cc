@@ -4,12 +4,14 @@
 
 namespace securefabric::torch_room {
 
-using base::Duration;
 using base::Instant;
 using collective::OperationKind;
 using collective::ReduceOp;
 
 namespace {
+
+// Large enough for the rings to run at full speed, small enough that many are under way at once.
+constexpr uint64_t kPieceBytes = 4 << 20;
 
 ReduceOp to_core(c10d::ReduceOp::RedOpType op) {
   switch (op) {
@@ -48,17 +50,37 @@ Reduction reduction_of(const char* name, const c10d::ReduceOp& op, const at::Ten
   return reduction;
 }
 
-Part make_part(OperationKind kind, const at::Tensor& tensor, uint64_t count) {
+Part CallBuilder::make_part(OperationKind kind, const at::Tensor& tensor, uint64_t count) const {
   Part part;
   part.kind = kind;
   part.data_type = data_type_of(tensor);
   part.element_bytes = static_cast<uint32_t>(tensor.element_size());
   part.count = count;
+  part.table = TensorTable(context_->stages_host_tensors);
   return part;
 }
 
-std::shared_ptr<collective::Operation> CallBuilder::make_operation(
-    Part& part, const std::shared_ptr<collective::Group>& group, Instant deadline) const {
+Part CallBuilder::make_message(OperationKind kind, uint32_t peer, uint32_t tag,
+                               uint64_t bytes) const {
+  Part part;
+  part.kind = kind;
+  part.root = peer;
+  part.tag = tag;
+  part.count = bytes;
+  part.table = TensorTable(context_->stages_host_tensors);
+  return part;
+}
+
+std::vector<at::Tensor> CallBuilder::pieces_of(const at::Tensor& tensor, bool is_written) {
+  if (!is_staged(tensor) || tensor.nbytes() <= kPieceBytes) return {tensor};
+  const at::Tensor plain = to_plain(tensor);
+  if (is_written && !plain.is_same(tensor)) copies_back_.push_back({tensor, plain});
+  return plain.view(-1).split(static_cast<int64_t>(kPieceBytes / tensor.element_size()));
+}
+
+std::shared_ptr<collective::Operation> CallBuilder::make_operation(Part& part,
+                                                                   Instant deadline) const {
+  const auto& group = context_->group;
   collective::OperationRequest request;
   request.group = group;
   request.kind = part.kind;
@@ -88,27 +110,32 @@ std::shared_ptr<collective::Operation> CallBuilder::make_operation(
   return std::make_shared<collective::Operation>(std::move(request));
 }
 
-c10::intrusive_ptr<Work> CallBuilder::start(const std::shared_ptr<net::Fabric>& fabric,
-                                            const std::shared_ptr<collective::Group>& group,
-                                            uint64_t sequence) && {
-  const Instant deadline = net::now() + Duration::millis(timeout_.count());
+c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
+  const Instant deadline = deadline_after(timeout_);
   std::vector<std::shared_ptr<collective::Operation>> operations;
   Work::Call call;
   for (Part& part : parts_) {
-    operations.push_back(make_operation(part, group, deadline));
-    operations.back()->is_synchronous = !is_async_ && parts_.size() == 1;
+    operations.push_back(make_operation(part, deadline));
     call.tables.push_back(std::move(part.table));
   }
-  call.fabric = fabric;
-  call.group = group;
-  call.type = type_;
-  call.title = std::move(title_);
-  call.profiled = std::move(profiled_);
-  call.results = std::move(results_);
-  call.sequence = sequence;
-  auto work = c10::make_intrusive<Work>(static_cast<int>(group->rank), std::move(call));
-  work->expect(operations.size());
-  for (const auto& operation : operations) work->start(operation);
+  call.fabric = context_->fabric;
+  call.group = context_->group;
+  call.copies_back = std::move(copies_back_);
+  EndingWork::Facts facts;
+  facts.type = type_;
+  if (name_ != nullptr) {
+    facts.title = context_->presented_name + ':' + name_;
+    facts.ledger = context_->ledger;
+  }
+  facts.profiled = std::move(profiled_);
+  facts.results = std::move(results_);
+  facts.sequence = sequence;
+  auto work = c10::make_intrusive<Work>(static_cast<int>(context_->group->rank), std::move(facts),
+                                        std::move(call));
+  // The caller of a single operation drives it at once, unless it may not have been started then.
+  if (operations.size() == 1) operations[0]->is_synchronous = !is_async_ && !work->is_staged();
+  work->own(std::move(operations));
+  context_->queue->issue(work);
   return work;
 }
 

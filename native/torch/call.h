@@ -4,11 +4,13 @@
 #include <torch/csrc/distributed/c10d/Types.hpp>
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "collective/operation.h"
 #include "collective/plan.h"
+#include "torch/issue_queue.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
 
@@ -32,27 +34,44 @@ struct Part {
   uint64_t count = 0;  // elements of the whole operation; equal on all ranks, or 0
   uint32_t root = 0;   // group rank; the peer of send and receive
   uint32_t tag = 0;    // send and receive
-  TensorTable table = {};
+  TensorTable table = TensorTable();
   std::vector<collective::Region> inputs = {};
   std::vector<collective::Region> outputs = {};
 };
 
-// A part that moves or reduces elements like those of `tensor`.
-Part make_part(collective::OperationKind kind, const at::Tensor& tensor, uint64_t count);
+// What the calls of one group share.
+struct GroupContext {
+  std::shared_ptr<net::Fabric> fabric;
+  std::shared_ptr<collective::Group> group;
+  std::shared_ptr<WorkLedger> ledger;
+  std::shared_ptr<IssueQueue> queue;
+  std::string presented_name;        // the backend's, in profiler events
+  bool stages_host_tensors = false;  // treats them as if a device had them (tests)
+};
 
 class CallBuilder {
  public:
-  // Profilers show a call as "presented_name:name".
-  CallBuilder(const std::string& presented_name, const char* name, c10d::OpType type,
+  // The profiler shows the call as "presented_name:name". One without a name (null) is a part of
+  // another call: the profiler does not see it, and it is no work of the group's ledger.
+  CallBuilder(std::shared_ptr<const GroupContext> context, const char* name, c10d::OpType type,
               std::chrono::milliseconds timeout, bool is_async)
-      : title_(presented_name + ':' + name),
+      : context_(std::move(context)),
         name_(name),
         type_(type),
         timeout_(timeout),
         is_async_(is_async) {}
 
   const char* name() const { return name_; }
-  void add(Part part) { parts_.push_back(std::move(part)); }
+  // A part that moves or reduces elements like those of `tensor`; to be added when it is complete.
+  Part make_part(collective::OperationKind kind, const at::Tensor& tensor, uint64_t count) const;
+  // The same that moves bytes.
+  Part make_message(collective::OperationKind kind, uint32_t peer, uint32_t tag,
+                    uint64_t bytes) const;
+  // A tensor that has to be copied to host memory first is cut into pieces, of which one travels
+  // while the next is copied; others stay whole. The pieces are the same on all ranks. What is
+  // written to them is written to the tensor, if `is_written`.
+  std::vector<at::Tensor> pieces_of(const at::Tensor& tensor, bool is_written);
+  Part& add(Part part) { return parts_.emplace_back(std::move(part)); }
   // Shapes for the profiler, and the value of the future.
   void profile(const at::Tensor& tensor) { profiled_.push_back(tensor); }
   void yield(const at::Tensor& tensor) { results_.push_back(tensor); }
@@ -60,22 +79,23 @@ class CallBuilder {
     results_.insert(results_.end(), tensors.begin(), tensors.end());
   }
 
-  size_t size() const { return parts_.size(); }
-  // Plans and starts every part; `sequence` is what the Work calls its number.
-  c10::intrusive_ptr<Work> start(const std::shared_ptr<net::Fabric>& fabric,
-                                 const std::shared_ptr<collective::Group>& group,
-                                 uint64_t sequence) &&;
+  // Plans and starts every part, in order with the other calls of the group: one call at a time.
+  // `sequence` is what the Work calls its number.
+  c10::intrusive_ptr<Work> start(uint64_t sequence) &&;
 
  private:
-  std::shared_ptr<collective::Operation> make_operation(
-      Part& part, const std::shared_ptr<collective::Group>& group, base::Instant deadline) const;
+  std::shared_ptr<collective::Operation> make_operation(Part& part, base::Instant deadline) const;
+  bool is_staged(const at::Tensor& tensor) const {
+    return context_->stages_host_tensors || !tensor.is_cpu();
+  }
 
-  std::string title_;
+  std::shared_ptr<const GroupContext> context_;
   const char* name_;
   c10d::OpType type_;
   std::chrono::milliseconds timeout_;
   bool is_async_;
   std::vector<Part> parts_;
+  std::vector<CopyBack> copies_back_;
   std::vector<at::Tensor> profiled_;
   std::vector<at::Tensor> results_;
 };

@@ -17,6 +17,7 @@
 #include "torch/backend.h"
 #include "torch/errors.h"
 #include "torch/store.h"
+#include "torch/unlocked_gil.h"
 
 namespace py = pybind11;
 
@@ -106,6 +107,16 @@ class Resolver {
   std::shared_ptr<py::object> callable_;
 };
 
+// The same fabric, whose end does not keep the GIL from the threads that it waits for. The last
+// reference may be a work's, a group's or Python's, and go away on any thread.
+std::shared_ptr<net::Fabric> ended_without_gil(std::shared_ptr<net::Fabric> fabric) {
+  net::Fabric* const raw = fabric.get();
+  return {raw, [held = std::move(fabric)](net::Fabric*) mutable {
+            const UnlockedGil unlocked;
+            held.reset();
+          }};
+}
+
 // Python's handle of the fabric; groups and works share what it points to.
 struct FabricHandle {
   std::shared_ptr<net::Fabric> fabric;
@@ -147,8 +158,8 @@ std::unique_ptr<FabricHandle> make_fabric(
   handle->eager_connect = eager_connect;
   const Resolver resolver(std::move(resolve));
   const py::gil_scoped_release unlocked;
-  handle->fabric =
-      value_or_throw(net::Fabric::make(config, suite, std::move(job_secret), resolver));
+  handle->fabric = ended_without_gil(
+      value_or_throw(net::Fabric::make(config, suite, std::move(job_secret), resolver)));
   return handle;
 }
 
@@ -290,29 +301,31 @@ void bind_fabric(py::module_& module) {
 void bind_backend(py::module_& module) {
   using Options = Backend::Options;
   py::class_<Options, c10d::Backend::Options, c10::intrusive_ptr<Options>>(module, "Options")
-      .def(py::init([](std::chrono::milliseconds timeout) {
-             return c10::make_intrusive<Options>(timeout);
+      .def(py::init([](std::chrono::milliseconds timeout, std::string presented_name) {
+             return c10::make_intrusive<Options>(timeout, std::move(presented_name));
            }),
-           py::arg("timeout") = kBackendDefaultTimeout)
+           py::arg("timeout") = kBackendDefaultTimeout, py::arg("presented_name") = Backend::kName)
+      .def_readwrite("test_stages_host_tensors", &Options::test_stages_host_tensors)
       .def("__copy__", [](const Options& self) { return Options::copy_of(self); })
       .def("__deepcopy__",
            [](const Options& self, const py::dict&) { return Options::copy_of(self); });
 
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(module, "Backend")
-      .def(py::init([](FabricHandle& handle, const py::object&, int group_rank, int group_size,
-                       const std::string& group_name, const std::string& group_key,
-                       const std::vector<int64_t>& global_ranks, std::chrono::milliseconds timeout,
-                       const std::string& presented_name) {
+      .def(py::init([](FabricHandle& handle, int group_rank, int group_size, std::string group_name,
+                       std::string group_key, std::vector<int64_t> global_ranks,
+                       const Options& options) {
              const py::gil_scoped_release unlocked;
-             auto options = c10::make_intrusive<Options>(timeout, presented_name);
-             return c10::make_intrusive<Backend>(handle.fabric, group_rank, group_size, group_name,
-                                                 group_key, global_ranks, std::move(options),
-                                                 handle.eager_connect);
+             Membership membership{group_rank, group_size, std::move(group_name),
+                                   std::move(group_key), std::move(global_ranks)};
+             return c10::make_intrusive<Backend>(handle.fabric, std::move(membership),
+                                                 Options::copy_of(options), handle.eager_connect);
            }),
-           py::kw_only(), py::arg("fabric"), py::arg("store"), py::arg("group_rank"),
-           py::arg("group_size"), py::arg("group_name"), py::arg("group_key"),
-           py::arg("global_ranks"), py::arg("timeout"), py::arg("presented_name") = Backend::kName)
-      .def_property_readonly("options", &Backend::own_options);
+           py::kw_only(), py::arg("fabric"), py::arg("group_rank"), py::arg("group_size"),
+           py::arg("group_name"), py::arg("group_key"), py::arg("global_ranks"), py::arg("options"))
+      .def_property_readonly("options", &Backend::own_options)
+      // torch asks for it on ranks outside a new group, where NCCL's split involves them. Ours does
+      // not.
+      .def("perform_nocolor_split", [](Backend&, const py::object& /*device*/) {});
 }
 
 }  // namespace

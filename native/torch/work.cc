@@ -1,6 +1,8 @@
 #include "torch/work.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/StreamGuard.h>
 
 #include <algorithm>
 
@@ -17,8 +19,13 @@ using base::Instant;
 
 namespace {
 
-c10::intrusive_ptr<c10::ivalue::Future> make_tensors_future() {
-  return c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+// A future of a list of tensors. It knows the device whose streams its value may depend on.
+c10::intrusive_ptr<c10::ivalue::Future> make_tensors_future(
+    const std::vector<at::Tensor>& results) {
+  std::vector<c10::Device> devices;
+  if (!results.empty() && !results.front().is_cpu()) devices.push_back(results.front().device());
+  return c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
+                                                  std::move(devices));
 }
 
 Error forked_error() {
@@ -29,30 +36,181 @@ Error forked_error() {
 
 }  // namespace
 
-Work::Work(int rank, Call call)
-    : c10d::Work(rank, call.type, call.title.empty() ? nullptr : call.title.c_str(),
-                 std::make_optional(call.profiled)),
-      call_(std::move(call)),
-      started_at_(net::now()) {}
-
-void Work::expect(size_t operations) {
-  operations_.reserve(operations);
-  operations_left_.store(operations);
-  if (operations == 0) complete();
+Instant deadline_after(std::chrono::milliseconds timeout) {
+  const int64_t millis = std::min<int64_t>(timeout.count(), Duration::forever().millis());
+  return net::now() + Duration::millis(millis);
 }
 
-void Work::start(const std::shared_ptr<collective::Operation>& operation) {
-  operations_.push_back(operation);
-  auto self = c10::intrusive_ptr<Work>::unsafe_reclaim_from_nonowning(this);
-  operation->on_done = [self, raw = operation.get()] { self->on_operation_done(*raw); };
-  const base::Status status = call_.fabric->driver().submit(operation);
-  if (status) return;
-  operation->on_done = nullptr;
-  on_failure(status.error());
+void abort_group(net::Fabric& fabric, const std::shared_ptr<collective::Group>& group,
+                 const Error& error) {
+  (void)fabric.driver().run(
+      [&](collective::Engine& engine, Instant now) { engine.abort_group(*group, error, now); });
 }
 
-void Work::on_operation_done(const collective::Operation& operation) {
+// --- The end of a work -------------------------------------------------------------------------
+
+void WorkLedger::on_end(const c10d::WorkInfo& info) {
+  if (hook_) hook_(std::make_shared<c10d::WorkInfo>(info));
+  if (pending_.fetch_sub(1) > 1) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  none_pending_.notify_all();
+}
+
+void WorkLedger::wait_for_all() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  none_pending_.wait(lock, [this] { return pending_.load() == 0; });
+}
+
+EndingWork::EndingWork(int rank, Facts facts)
+    : c10d::Work(rank, facts.type, facts.title.empty() ? nullptr : facts.title.c_str(),
+                 std::make_optional(facts.profiled)),
+      facts_(std::move(facts)),
+      started_at_(net::now()) {
+  if (facts_.ledger) facts_.ledger->on_begin();
+}
+
+void EndingWork::end(const std::exception_ptr& failure, bool has_timed_out) {
+  c10::intrusive_ptr<c10::ivalue::Future> future;
+  c10::intrusive_ptr<c10::ivalue::Future> future_result;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    finished_at_ = net::now();
+    has_timed_out_ = has_timed_out;
+    futures_taken_ = true;
+    future = future_;
+    future_result = future_result_;
+  }
+  finish(failure);
+  // Callbacks run from here on; a waiter that saw finish() need not wait for them.
+  if (future) settle(*future);
+  if (future_result) future_result->markCompleted(result_value());
+  if (!facts_.ledger) return;
+  using std::chrono::nanoseconds;
+  using TimePoint = decltype(c10d::WorkInfo::timeStarted);
+  facts_.ledger->on_end({facts_.type, facts_.sequence, TimePoint(nanoseconds(started_at_.nanos())),
+                         TimePoint(nanoseconds(finished_at_.nanos())),
+                         nanoseconds((finished_at_ - started_at_).nanos())});
+}
+
+void EndingWork::await_end() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  cv_.wait(lock, [this] { return completed_; });
+}
+
+void EndingWork::rethrow_failure() const {
+  if (const auto failure = exception()) std::rethrow_exception(failure);
+}
+
+void EndingWork::settle(c10::ivalue::Future& future) const {
+  if (const auto failure = exception()) {
+    future.setError(failure);
+  } else {
+    // The future remembers the current stream as the one after which the tensors are there.
+    const c10::OptionalStreamGuard guard(result_stream());
+    future.markCompleted(facts_.results);
+  }
+}
+
+bool EndingWork::isCompleted() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return completed_;
+}
+
+bool EndingWork::isSuccess() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return completed_ && !exception_;
+}
+
+std::exception_ptr EndingWork::exception() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return exception_;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> EndingWork::getFuture() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (future_) return future_;
+  future_ = make_tensors_future(facts_.results);
+  const auto future = future_;
+  if (!futures_taken_) return future;
+  // end() did not see it any more, so it is settled here.
+  cv_.wait(lock, [this] { return completed_; });
+  lock.unlock();
+  settle(*future);
+  return future;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> EndingWork::getFutureResult() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (future_result_) return future_result_;
+  future_result_ = c10::make_intrusive<c10::ivalue::Future>(c10::IntType::get());
+  const auto future = future_result_;
+  if (!futures_taken_) return future;
+  cv_.wait(lock, [this] { return completed_; });
+  lock.unlock();
+  future->markCompleted(result_value());
+  return future;
+}
+
+c10::IValue EndingWork::result_value() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto result = !exception_      ? c10d::WorkResult::SUCCESS
+                      : has_timed_out_ ? c10d::WorkResult::TIMEOUT
+                                       : c10d::WorkResult::COMM_ERROR;
+  return static_cast<int64_t>(result);
+}
+
+float EndingWork::getDuration() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  TORCH_CHECK(completed_, "getDuration: the work is not complete");
+  return static_cast<float>((finished_at_ - started_at_).seconds() * 1e3);
+}
+
+// --- A work of operations ----------------------------------------------------------------------
+
+Work::Work(int rank, Facts facts, Call call)
+    : EndingWork(rank, std::move(facts)), call_(std::move(call)) {}
+
+void Work::own(std::vector<std::shared_ptr<collective::Operation>> operations) {
+  operations_ = std::move(operations);
+  operations_left_.store(operations_.size());
+}
+
+bool Work::is_staged() const {
+  return std::any_of(call_.tables.begin(), call_.tables.end(),
+                     [](const TensorTable& table) { return table.is_staged(); });
+}
+
+void Work::submit() {
+  if (operations_.empty()) return complete();
+  const auto self = c10::intrusive_ptr<Work>::unsafe_reclaim_from_nonowning(this);
+  for (size_t i = 0; i < operations_.size(); ++i) {
+    try {
+      call_.tables[i].await_inputs();
+    } catch (const std::exception& failure) {
+      // Other ranks will start what this one cannot.
+      const Error error{ErrorCode::kSystem, std::string("a device failed: ") + failure.what()};
+      give_up(error);
+      for (; i < operations_.size(); ++i) on_failure(error);
+      return;
+    }
+    const auto& operation = operations_[i];
+    operation->on_done = [self, i] { self->on_operation_done(i); };
+    const base::Status status = call_.fabric->driver().submit(operation);
+    if (status) continue;
+    operation->on_done = nullptr;
+    on_failure(status.error());
+  }
+}
+
+// Of one operation, on whichever thread has finished it, holding no lock: while the others run.
+void Work::on_operation_done(size_t index) {
+  const collective::Operation& operation = *operations_[index];
   if (operation.error) return on_failure(*operation.error);
+  try {
+    call_.tables[index].finish();
+  } catch (const std::exception& failure) {
+    return on_failure(Error{ErrorCode::kSystem, failure.what()});
+  }
   if (operations_left_.fetch_sub(1) == 1) complete();
 }
 
@@ -66,53 +224,17 @@ void Work::on_failure(const Error& error) {
 
 // The thread that finished the last operation, holding no lock.
 void Work::complete() {
+  if (error_) return end(make_exception(*error_), error_->code == ErrorCode::kTimeout);
   std::exception_ptr failure;
-  if (error_) {
-    failure = make_exception(*error_);
-  } else {
-    try {
-      for (const TensorTable& table : call_.tables) table.finish();
-    } catch (...) {
-      failure = std::current_exception();
-    }
+  try {
+    const at::NoGradGuard no_grad;
+    const c10::OptionalStreamGuard guard(call_.copies_back.empty() ? std::nullopt
+                                                                   : result_stream());
+    for (const CopyBack& copy : call_.copies_back) copy.to.copy_(copy.from);
+  } catch (const std::exception&) {
+    failure = std::current_exception();
   }
-  c10::intrusive_ptr<c10::ivalue::Future> future;
-  c10::intrusive_ptr<c10::ivalue::Future> future_result;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    finished_at_ = net::now();
-    futures_taken_ = true;
-    future = future_;
-    future_result = future_result_;
-  }
-  finish(failure);
-  // Callbacks run in here; a waiter that saw finish() need not wait for them.
-  if (future) settle(*future, call_.results, failure);
-  if (future_result) future_result->markCompleted(result_value());
-}
-
-void Work::settle(c10::ivalue::Future& future, const c10::IValue& value,
-                  const std::exception_ptr& failure) {
-  if (failure) {
-    future.setError(failure);
-  } else {
-    future.markCompleted(value);
-  }
-}
-
-bool Work::isCompleted() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return completed_;
-}
-
-bool Work::isSuccess() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return completed_ && !exception_;
-}
-
-std::exception_ptr Work::exception() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  return exception_;
+  end(failure, /*has_timed_out=*/false);
 }
 
 int Work::sourceRank() const {
@@ -120,26 +242,53 @@ int Work::sourceRank() const {
   return static_cast<int>(operations_.front()->source_rank);
 }
 
-std::vector<at::Tensor> Work::result() {
-  return call_.results;
+bool Work::is_completed_by(Instant until) {
+  for (const auto& operation : operations_) {
+    if (!call_.fabric->driver().wait(operation, until)) return false;
+  }
+  await_end();
+  return true;
 }
 
 bool Work::wait(std::chrono::milliseconds timeout) {
   if (crypto::forked_child()) throw_error(forked_error());
-  const Instant until =
-      timeout == kNoTimeout ? Instant::never() : net::now() + Duration::millis(timeout.count());
-  for (const auto& operation : operations_) {
-    if (call_.fabric->driver().wait(operation, until)) continue;
-    const std::string waited = std::to_string(timeout.count()) + " ms";
-    give_up(Error{ErrorCode::kTimeout,
-                  "wait() of " + operation->describe() + " of process group '" + call_.group->name +
-                      "' Timed out after " + waited + "; the group cannot be used any more"});
-    break;
+  if (!is_completed_by(timeout == kNoTimeout ? Instant::never() : deadline_after(timeout))) {
+    give_up(Error{ErrorCode::kTimeout, "wait() of " + describe_unfinished() +
+                                           " of process group '" + call_.group->name +
+                                           "' Timed out after " + std::to_string(timeout.count()) +
+                                           " ms; the group cannot be used any more"});
   }
-  std::unique_lock<std::mutex> lock(mutex_);
-  cv_.wait(lock, [this] { return completed_; });
-  if (exception_) std::rethrow_exception(exception_);
+  await_end();
+  rethrow_failure();
+  synchronize();
   return true;
+}
+
+// The caller's stream goes on when the results have arrived in device memory.
+void Work::synchronize() {
+  for (const TensorTable& table : call_.tables) {
+    const DeviceStage* stage = table.stage();
+    if (stage != nullptr) stage->hold(current_stream(stage->stream().device()));
+  }
+}
+
+std::optional<c10::Stream> Work::result_stream() const {
+  const DeviceStage* last = nullptr;
+  for (const TensorTable& table : call_.tables) {
+    if (table.stage() != nullptr) last = table.stage();
+  }
+  if (last == nullptr) return std::nullopt;
+  for (const TensorTable& table : call_.tables) {
+    if (table.stage() != nullptr) table.stage()->hold(last->stream());
+  }
+  return last->stream();
+}
+
+std::string Work::describe_unfinished() const {
+  for (const auto& operation : operations_) {
+    if (!operation->is_visible.load()) return operation->describe();
+  }
+  return operations_.back()->describe();
 }
 
 void Work::abort() {
@@ -148,49 +297,10 @@ void Work::abort() {
 }
 
 void Work::give_up(const Error& error) {
-  (void)call_.fabric->driver().run([&](collective::Engine& engine, Instant now) {
-    engine.abort_group(*call_.group, error, now);
-  });
+  abort_group(*call_.fabric, call_.group, error);
 }
 
-c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (future_) return future_;
-  future_ = make_tensors_future();
-  const auto future = future_;
-  if (!futures_taken_) return future;
-  // complete() did not see it any more, so it is settled here.
-  cv_.wait(lock, [this] { return completed_; });
-  lock.unlock();
-  settle(*future, call_.results, exception_);
-  return future;
-}
-
-c10::intrusive_ptr<c10::ivalue::Future> Work::getFutureResult() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (future_result_) return future_result_;
-  future_result_ = c10::make_intrusive<c10::ivalue::Future>(c10::IntType::get());
-  const auto future = future_result_;
-  if (!futures_taken_) return future;
-  cv_.wait(lock, [this] { return completed_; });
-  lock.unlock();
-  future->markCompleted(result_value());
-  return future;
-}
-
-c10::IValue Work::result_value() const {
-  const bool timed_out = error_ && error_->code == ErrorCode::kTimeout;
-  const auto result = !exception_ ? c10d::WorkResult::SUCCESS
-                      : timed_out ? c10d::WorkResult::TIMEOUT
-                                  : c10d::WorkResult::COMM_ERROR;
-  return static_cast<int64_t>(result);
-}
-
-float Work::getDuration() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  TORCH_CHECK(completed_, "getDuration: the work is not complete");
-  return static_cast<float>((finished_at_ - started_at_).seconds() * 1e3);
-}
+// --- A work of works ---------------------------------------------------------------------------
 
 CoalescedWork::CoalescedWork(int rank, std::vector<c10::intrusive_ptr<c10d::Work>> works)
     : c10d::Work(rank, c10d::OpType::COALESCED), works_(std::move(works)) {}
@@ -220,6 +330,10 @@ std::vector<at::Tensor> CoalescedWork::result() {
   return results;
 }
 
+void CoalescedWork::synchronize() {
+  for (const auto& work : works_) work->synchronize();
+}
+
 bool CoalescedWork::wait(std::chrono::milliseconds timeout) {
   for (const auto& work : works_) work->wait(timeout);
   return true;
@@ -233,7 +347,7 @@ c10::intrusive_ptr<c10::ivalue::Future> CoalescedWork::getFuture() {
   c10::List<c10::intrusive_ptr<c10::ivalue::Future>> futures(
       c10::FutureType::create(c10::ListType::create(c10::TensorType::get())));
   for (const auto& work : works_) futures.push_back(work->getFuture());
-  auto all = make_tensors_future();
+  auto all = make_tensors_future(result());
   c10::collectAll(futures)->addCallback(
       [all, self = c10::intrusive_ptr<CoalescedWork>::unsafe_reclaim_from_nonowning(this)](
           c10::ivalue::Future&) {
@@ -244,6 +358,15 @@ c10::intrusive_ptr<c10::ivalue::Future> CoalescedWork::getFuture() {
         }
       });
   return all;
+}
+
+c10::intrusive_ptr<c10::ivalue::Future> CoalescedWork::getFutureResult() {
+  auto result = c10::make_intrusive<c10::ivalue::Future>(c10::IntType::get());
+  getFuture()->addCallback([result](c10::ivalue::Future& all) {
+    const auto value = all.hasError() ? c10d::WorkResult::COMM_ERROR : c10d::WorkResult::SUCCESS;
+    result->markCompleted(static_cast<int64_t>(value));
+  });
+  return result;
 }
 
 }  // namespace securefabric::torch_room

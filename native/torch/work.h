@@ -7,7 +7,10 @@
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include <atomic>
+#include <condition_variable>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,60 +21,123 @@
 
 namespace securefabric::torch_room {
 
-class Work final : public c10d::Work {
+// Now and so many milliseconds; never, where those are more than the clock can count.
+base::Instant deadline_after(std::chrono::milliseconds timeout);
+
+// The works of one group that have not ended, and who wants to hear of each end. Any thread.
+class WorkLedger {
+ public:
+  using Hook = std::function<void(std::shared_ptr<c10d::WorkInfo>)>;
+
+  // Before the first work: called on the thread that ends a work, with no lock held.
+  void set_hook(Hook hook) { hook_ = std::move(hook); }
+  bool has_hook() const { return hook_ != nullptr; }
+
+  void on_begin() { ++pending_; }
+  void on_end(const c10d::WorkInfo& info);
+  void wait_for_all();
+
+ private:
+  Hook hook_;
+  std::atomic<size_t> pending_{0};
+  std::mutex mutex_;
+  std::condition_variable none_pending_;
+};
+
+// What our works have in common: they end once, with an error or without, and futures tell it.
+class EndingWork : public c10d::Work {
+ public:
+  struct Facts {
+    c10d::OpType type = c10d::OpType::UNKNOWN;
+    std::string title;                   // of the profiler event: "securefabric:all_reduce"
+    std::vector<at::Tensor> profiled;    // whose shapes the profiler shows
+    std::vector<at::Tensor> results;     // the value of the future, all on one device
+    uint64_t sequence = 0;               // of the group, for getSequencenumber
+    std::shared_ptr<WorkLedger> ledger;  // of the group
+  };
+  EndingWork(int rank, Facts facts);
+
+  bool isCompleted() override;
+  bool isSuccess() const override;
+  std::exception_ptr exception() const override;
+  std::vector<at::Tensor> result() override { return facts_.results; }
+  void synchronize() override {}
+  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
+  uint64_t getSequencenumber() const override { return facts_.sequence; }
+  // Milliseconds from the call to the end.
+  float getDuration() const override;
+
+ protected:
+  // Once, on any thread, holding no lock: the futures' callbacks run in here.
+  void end(const std::exception_ptr& failure, bool has_timed_out);
+  // Until `end`.
+  void await_end();
+  void rethrow_failure() const;
+  // After whose work the results are there; none for results in host memory. Once completed.
+  virtual std::optional<c10::Stream> result_stream() const { return std::nullopt; }
+
+ private:
+  // Of a completed work: a c10d::WorkResult.
+  c10::IValue result_value() const;
+  void settle(c10::ivalue::Future& future) const;
+
+  Facts facts_;
+  base::Instant started_at_;
+  base::Instant finished_at_;   // guarded by mutex_
+  bool has_timed_out_ = false;  // guarded by mutex_
+  bool futures_taken_ = false;  // end() has read the two below; guarded by mutex_
+  // Made when asked for; guarded by mutex_. Settled without it, since callbacks run then.
+  c10::intrusive_ptr<c10::ivalue::Future> future_;
+  c10::intrusive_ptr<c10::ivalue::Future> future_result_;
+};
+
+// What is copied where when a call has succeeded: both tensors on the device of its results.
+struct CopyBack {
+  at::Tensor to;
+  at::Tensor from;
+};
+
+class Work final : public EndingWork {
  public:
   // What the Work keeps besides its operations.
   struct Call {
     std::shared_ptr<net::Fabric> fabric;
     std::shared_ptr<collective::Group> group;  // to be given up when a wait times out
-    c10d::OpType type = c10d::OpType::UNKNOWN;
-    std::string title;                 // of the profiler event: "securefabric:all_reduce"
-    std::vector<at::Tensor> profiled;  // whose shapes the profiler shows
-    std::vector<at::Tensor> results;   // the value of the future
-    std::vector<TensorTable> tables;   // one per operation
-    uint64_t sequence = 0;             // of the group, for getSequencenumber
+    std::vector<TensorTable> tables;           // one per operation
+    std::vector<CopyBack> copies_back;         // once all operations have succeeded
   };
   // An operation and whether it could be started is told later, by `expect` and `start`.
-  Work(int rank, Call call);
+  Work(int rank, Facts facts, Call call);
 
-  // Before anything is started: how many operations belong to this call. None completes it at once.
-  void expect(size_t operations);
-  // Starts one of them. Errors surface in wait().
-  void start(const std::shared_ptr<collective::Operation>& operation);
+  // Once, before anything else: the operations of this call, one per table.
+  void own(std::vector<std::shared_ptr<collective::Operation>> operations);
+  // Whether `submit` has to wait for copies from a device.
+  bool is_staged() const;
+  // Once: starts the operations, each when its inputs are in host memory. Errors surface in wait().
+  void submit();
 
-  bool isCompleted() override;
-  bool isSuccess() const override;
-  std::exception_ptr exception() const override;
   int sourceRank() const override;
-  std::vector<at::Tensor> result() override;
-  void synchronize() override {}
+  void synchronize() override;
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
+  // The same without consequences: false when it has not completed by `until`. Does not throw.
+  bool is_completed_by(base::Instant until);
   void abort() override;
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
-  c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
-  uint64_t getSequencenumber() const override { return call_.sequence; }
-  float getDuration() const override;
+
+ protected:
+  std::optional<c10::Stream> result_stream() const override;
 
  private:
-  void on_operation_done(const collective::Operation& operation);
+  void on_operation_done(size_t index);
   void on_failure(const base::Error& error);
   void complete();
   void give_up(const base::Error& error);
-  // Of a completed work: a c10d::WorkResult.
-  c10::IValue result_value() const;
-  static void settle(c10::ivalue::Future& future, const c10::IValue& value,
-                     const std::exception_ptr& failure);
+  std::string describe_unfinished() const;
 
   Call call_;
-  std::vector<std::shared_ptr<collective::Operation>> operations_;  // written before any is done
+  std::vector<std::shared_ptr<collective::Operation>> operations_;  // as given to `own`
   std::atomic<size_t> operations_left_{0};
   std::optional<base::Error> error_;  // the first failure; guarded by mutex_
-  base::Instant started_at_;
-  base::Instant finished_at_;   // guarded by mutex_
-  bool futures_taken_ = false;  // complete() has read the two below; guarded by mutex_
-  // Made when asked for; guarded by mutex_. Settled without it, since callbacks run then.
-  c10::intrusive_ptr<c10::ivalue::Future> future_;
-  c10::intrusive_ptr<c10::ivalue::Future> future_result_;
 };
 
 // Completes when all of `works` have; what endCoalescing returns.
@@ -82,13 +148,18 @@ class CoalescedWork final : public c10d::Work {
   bool isSuccess() const override;
   std::exception_ptr exception() const override;
   std::vector<at::Tensor> result() override;
-  void synchronize() override {}
+  void synchronize() override;
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
   void abort() override;
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+  c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
 
  private:
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
 };
+
+// Fails every operation of the group and every later one; the other members are told.
+void abort_group(net::Fabric& fabric, const std::shared_ptr<collective::Group>& group,
+                 const base::Error& error);
 
 }  // namespace securefabric::torch_room

@@ -1,0 +1,37 @@
+// What a call checks before anything is sent, in Gloo's words, which tests and users know; and the
+// pieces that a tensor is cut into.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "collective/schedule.h"
+#include "torch/tensors.h"
+
+namespace securefabric::torch_room {
+
+// Throws "securefabric::<name>: <what>"; what the checks of c10d/Utils.hpp ask for.
+std::function<void(const std::string&)> refuse(const char* name);
+
+void check_single(const char* name, const std::vector<at::Tensor>& tensors);
+void check_single_input(const char* name, const std::vector<at::Tensor>& tensors);
+void check_single_output(const char* name, const std::vector<at::Tensor>& tensors);
+// Several tensors of one call, alike in type and size.
+void check_alike(const char* name, const std::vector<at::Tensor>& tensors);
+// Every tensor of a list has the type of `like`; with `same_size` also its number of elements.
+void check_list(const char* name, const std::vector<at::Tensor>& tensors, const at::Tensor& like,
+                bool same_size);
+
+uint64_t total_elements(const std::vector<at::Tensor>& tensors);
+
+// Equal pieces of a whole, one per rank.
+std::vector<collective::Region> split_evenly(const collective::Region& whole, int size);
+// Pieces of `splits[i]` rows of dimension 0; even ones when there are no splits.
+std::vector<collective::Region> split_rows(const char* name, const collective::Region& whole,
+                                           const at::Tensor& tensor,
+                                           const std::vector<int64_t>& splits, int size);
+
+}  // namespace securefabric::torch_room

@@ -1,0 +1,100 @@
+"""Processes that end without having destroyed their groups: quietly, in time, without a crash."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch._C._distributed_c10d import TCPStore
+
+BEGIN = """
+import sys, threading, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+dist.init_process_group("securefabric", timeout=timedelta(seconds=60))
+peer = 1 - dist.get_rank()
+dist.all_reduce(torch.ones(100))
+"""
+ENDINGS = {
+    "with its groups": "groups = [dist.new_group([0, 1]) for _ in range(3)]",
+    "with works that nobody waits for": """
+works = [dist.all_reduce(torch.ones(1000), async_op=True) for _ in range(20)]
+""",
+    "with a receive that nobody serves, and its callback": """
+work = dist.irecv(torch.ones(3), peer)
+work.get_future().then(lambda future: None)
+""",
+    "with callbacks that have not run": """
+for _ in range(50):
+    work = dist.all_reduce(torch.ones(10), async_op=True)
+    work.get_future().then(lambda future: [value.sum() for value in future.value()])
+""",
+    "with a thread that waits": """
+def wait():
+    try:
+        dist.irecv(torch.ones(3), peer).wait()
+    except RuntimeError:
+        pass
+thread = threading.Thread(target=wait)
+thread.start()
+dist.barrier()
+dist.destroy_process_group()
+""",
+    "while the last reference to its fabric goes away": """
+# The fabric ends where its last reference does: here in Python, with the GIL, while the thread that
+# looks peers up, and one that runs callbacks, may want it.
+from securefabric import _fabric
+def callback(future):
+    for _ in range(200):
+        time.sleep(0)
+for _ in range(20):
+    dist.all_reduce(torch.ones(10), async_op=True).get_future().then(callback)
+work = dist.irecv(torch.ones(3), peer)
+held = _fabric._current
+_fabric._current = None
+dist.destroy_process_group()
+del work, held
+""",
+    "by an exception": """
+dist.all_reduce(torch.ones(1000), async_op=True)
+sys.exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_process_ends(ending: str, key_file: str, tmp_path: Path) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    script = tmp_path / "rank.py"
+    script.write_text(BEGIN + ENDINGS[ending])
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "SECUREFABRIC_KEY_FILE": key_file,
+        "OMP_NUM_THREADS": "1",
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank, process in enumerate(ranks):
+            output = process.communicate(timeout=90)[0]
+            assert process.returncode == 0, f"rank {rank} ended with {process.returncode}\n{output}"
+            assert "terminate called" not in output
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
