@@ -179,7 +179,11 @@ c10::intrusive_ptr<c10d::Backend> Backend::split(
 c10::intrusive_ptr<c10d::Backend> Backend::merge(
     const c10::intrusive_ptr<c10d::Store>& store,
     const c10::intrusive_ptr<c10d::Backend::Options>& opts, const int& rank, const int& size) {
-  const auto key_of = [](int member) { return "securefabric/merge/" + std::to_string(member); };
+  // torch merges once per device type, over the same store.
+  const int64_t turn = store->add("securefabric/merges/" + std::to_string(rank), 1);
+  const auto key_of = [turn](int member) {
+    return "securefabric/merge/" + std::to_string(turn) + "/" + std::to_string(member);
+  };
   auto options = adopt(opts, *options_);
   Membership members;
   members.rank = rank;
