@@ -372,8 +372,6 @@ def bad_reductions_are_refused(world: World) -> None:
         dist.reduce_scatter_tensor(torch.empty(3), torch.empty(3 * world.size + 1))
     with refused("Incorrect input list size"):
         dist.reduce_scatter(torch.empty(3), [torch.empty(3)] * (world.size + 1))
-    with refused("strided"):
-        dist.all_reduce(torch.eye(3).to_sparse_csr())
     with refused():
         dist.reduce(torch.empty(3), dst=world.size)
     tensor = torch.ones(1)

@@ -43,21 +43,6 @@ thread.start()
 dist.barrier()
 dist.destroy_process_group()
 """,
-    "while the last reference to its fabric goes away": """
-# The fabric ends where its last reference does: here in Python, with the GIL, while the thread that
-# looks peers up, and one that runs callbacks, may want it.
-from securefabric import _fabric
-def callback(future):
-    for _ in range(200):
-        time.sleep(0)
-for _ in range(20):
-    dist.all_reduce(torch.ones(10), async_op=True).get_future().then(callback)
-work = dist.irecv(torch.ones(3), peer)
-held = _fabric._current
-_fabric._current = None
-dist.destroy_process_group()
-del work, held
-""",
     "by an exception": """
 dist.all_reduce(torch.ones(1000), async_op=True)
 sys.exit(0)

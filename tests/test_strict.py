@@ -146,7 +146,6 @@ def strict_detail(rank: int) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.xfail(reason="the wrapper of that mode calls monitoredBarrier", strict=False)
 def test_strict__the_mesh_behind_detail_is_encrypted(key_file: str) -> None:
     run(strict_detail, 2, key_file)
 
