@@ -239,13 +239,15 @@ attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
 store = distributed_c10d._get_default_store()
 while hasattr(store, "underlying_store"):
     store = store.underlying_store
-place = ("rank", dist.get_rank(), "of", int(total), type(store).__module__)
-print("attempt", attempt, *place, flush=True)
+rank = dist.get_rank()
+# In one piece: torchrun's ranks share a pipe that is not buffered.
+line = f"attempt {attempt} rank {rank} of {int(total)} {type(store).__module__}\\n"
+print(line, end="", flush=True)
 dist.barrier()
-if attempt == "0" and dist.get_rank() == 1 and "fail" in sys.argv:
+if attempt == "0" and rank == 1 and "fail" in sys.argv:
     os._exit(3)
 dist.barrier()
-print("done", dist.get_rank(), flush=True)
+print(f"done {rank}\\n", end="", flush=True)
 dist.destroy_process_group()
 """
 

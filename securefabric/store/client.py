@@ -86,7 +86,6 @@ class _Connection:
         self.is_connected = False
         self.is_broken = False
         self._attempts = 0  # that found somebody listening
-        self._is_shaking_hands = False
         self._socket = context.socket(zmq.DEALER)
         self._monitor = self._socket.get_monitor_socket(_WATCHED)
         socket = self._socket
@@ -162,18 +161,16 @@ class _Connection:
                 self.is_connected = True
             elif event == zmq.Event.CONNECTED:
                 self._attempts += 1
-                self._is_shaking_hands = True
             elif self.is_connected:
                 raise _Failed(Status.NETWORK, _GONE)
-            elif self._attempts >= HANDSHAKES_MAX:
+            elif event == zmq.Event.HANDSHAKE_FAILED_AUTH or self._attempts >= HANDSHAKES_MAX:
+                # A server that says no in words: libzmq would not even try again.
                 raise _Failed(Status.NETWORK, _STRANGER)
-            else:
-                self._is_shaking_hands = False
 
     def _silence(self) -> str:
         if self.is_connected:
             return _STALLED
-        return _STRANGER if self._is_shaking_hands else _ABSENT
+        return _STRANGER if self._attempts > 0 else _ABSENT
 
 
 _ABSENT: Final = (
