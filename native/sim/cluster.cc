@@ -92,6 +92,10 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.paths_per_peer = options_.paths_per_peer;
   config.datagram_bytes_max = options_.datagram_bytes_max;
   config.burst_segments_max = options_.burst_segments_max;
+  config.draw_private_key = [draws = base::Random(random.next())]() mutable {
+    return random_secret(draws, crypto::kPrivateKeyBytes);
+  };
+  config.epoch_limits = options_.epoch_limits;
   config.random_seed = random.next();
   config.join_timeout = options_.join_timeout;
   config.death_timeout = options_.death_timeout;

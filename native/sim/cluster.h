@@ -31,11 +31,12 @@
 namespace securefabric::sim {
 
 struct ClusterOptions {
-  uint32_t ranks = 2;             // of the world
-  uint64_t seed = 1;              // of keys, links and jitter
-  size_t sockets_per_rank = 2;    // each pair of sockets is a route of its own
-  size_t paths_per_peer = 4;      // of these routes, how many a rank uses to each peer
-  unsigned generation_bits = 22;  // log2 of the packets sealed under one key
+  uint32_t ranks = 2;                   // of the world
+  uint64_t seed = 1;                    // of keys, links and jitter
+  size_t sockets_per_rank = 2;          // each pair of sockets is a route of its own
+  size_t paths_per_peer = 4;            // of these routes, how many a rank uses to each peer
+  unsigned generation_bits = 22;        // log2 of the packets sealed under one key
+  transport::EpochLimits epoch_limits;  // when a link's keys are replaced
   size_t datagram_bytes_max = transport::kDatagramBytesMax;
   size_t burst_segments_max = transport::kBurstSegmentsMax;
   LinkOptions link;                                        // of every wire at the start

@@ -17,6 +17,7 @@ using base::Status;
 Connection::Connection(Shared shared, base::Rank peer, Instant now)
     : shared_(shared),
       peer_(peer),
+      epochs_(shared.config.rank, peer, shared.config.epoch_limits),
       scheduler_(shared.config.sprays_blind),
       receives_(peer, shared.matcher, shared.traffic),
       last_heard_at_(now),
@@ -43,10 +44,7 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
     report_failure(ErrorCode::kAuth, "cannot be linked: " + link.error().message);
     return *error_;
   }
-  const base::Bytes secret = link.value().view();
-  constexpr uint32_t kFirstEpoch = 0;
-  send_secret_ = crypto::derive_direction_secret(secret, config.rank, peer_, kFirstEpoch);
-  receive_secret_ = crypto::derive_direction_secret(secret, peer_, config.rank, kFirstEpoch);
+  epochs_.install(std::move(link).value(), now);
   peer_spi_ = base::Spi{peer.spi_base.value + config.rank.value};
   datagram_bytes_ = std::min(config.datagram_bytes_max, peer.datagram_bytes_max);
   state_ = ConnectionState::kConfirming;
@@ -81,7 +79,7 @@ void Connection::open_sending_paths(size_t count, Instant now) {
 
 SendingPath& Connection::open_sending_path(PathId id, Instant now) {
   const EndpointConfig& config = shared_.config;
-  crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(send_secret_->view(), id), id,
+  crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(epochs_.send_secret(), id), id,
                             config.generation_bits);
   sending_.push_back(std::make_unique<SendingPath>(id, peer_info_.addresses[id.receiver_socket()],
                                                    std::move(sealer), datagram_bytes_,
@@ -96,10 +94,7 @@ ReceivingPath* Connection::receiving_path(PathId id) {
   if (const auto at = receiving_.find(id); at != receiving_.end()) return at->second.get();
   // The caller has checked the receiver's socket; this bounds what a stranger can make us allocate.
   if (id.sender_socket() >= peer_info_.addresses.size()) return nullptr;
-  crypto::PathOpener opener(*shared_.config.aead,
-                            crypto::derive_path_secret(receive_secret_->view(), id), id,
-                            shared_.config.generation_bits);
-  auto path = std::make_unique<ReceivingPath>(id, std::move(opener));
+  auto path = std::make_unique<ReceivingPath>(id, make_opener(id));
   return (receiving_[id] = std::move(path)).get();
 }
 
@@ -201,6 +196,8 @@ void Connection::handle_timeout(Instant now) {
     settle(*path, settled_, now);
     if (path->probe_deadline() <= now) on_probe_timer(*path, now);
   }
+  retire_epoch_if_due(now);
+  begin_epoch_if_due(now);
   check_liveness(now);
 }
 
@@ -218,6 +215,7 @@ Instant Connection::deadline(Instant now) const {
   }
   const EndpointConfig& config = shared_.config;
   if (state_ == ConnectionState::kOpen) {
+    earliest = base::earlier(earliest, epochs_.deadline(epoch_linger()));
     earliest = base::earlier(earliest, last_sent_at_ + config.heartbeat);
     earliest = base::earlier(earliest, last_heard_at_ + config.death_timeout);
   } else if (!required_at_.is_never()) {

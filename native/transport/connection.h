@@ -2,6 +2,7 @@
 //
 // In:  install ─► handle_packet (open, decode, dispatch) ─► effects: events, acks, grants
 // Out: poll_burst ─► choose a path ─► fill packets (acks, control, data) ─► seal ─► one GSO burst
+// Keys: apply(LinkEpochs::Effects) ─► receive keys in, sending moves, old keys wiped
 // Time: handle_timeout ─► loss by time, probe timeouts, challenges, heartbeat, death
 //
 // The states:  resolving ─► confirming ─► open ─► closed (the peer left) or failed (it is lost).
@@ -116,7 +117,7 @@ class Connection {
   uint64_t fragments_resent() const { return sends_.resent_fragments(); }
 
  private:
-  using ControlFrame = std::variant<SentCredit, wire::GrantFrame, wire::StatusFrame,
+  using ControlFrame = std::variant<SentCredit, SentEpoch, wire::GrantFrame, wire::StatusFrame,
                                     std::shared_ptr<const wire::AbortFrame>, wire::GoodbyeFrame>;
 
   // What the frames of one packet asked for, gathered before acting on the path.
@@ -152,6 +153,14 @@ class Connection {
   void settle(SendingPath& path, const SentPackets::Settled& settled, base::Instant now);
   void settle_frame_lost(const ReliableFrame& frame);
 
+  // connection_epochs.cc: the keys of all paths change together
+  void apply(const LinkEpochs::Effects& effects);
+  void handle(base::Instant now, const wire::EpochFrame& frame);
+  void begin_epoch_if_due(base::Instant now);
+  void retire_epoch_if_due(base::Instant now);
+  base::Duration epoch_linger() const;
+  crypto::PathOpener make_opener(base::PathId id) const;
+
   // connection_send.cc: what goes out
   void on_probe_timer(SendingPath& path, base::Instant now);
   void suspect(SendingPath& path, base::Instant now);
@@ -185,8 +194,7 @@ class Connection {
   PeerDescription peer_info_;                           // valid from kConfirming on
   base::Spi peer_spi_;                                  // what the peer listens to me on
   size_t datagram_bytes_ = 0;                           // largest that both ends take
-  std::optional<crypto::SecretBuffer> send_secret_;     // direction secret, from me to the peer
-  std::optional<crypto::SecretBuffer> receive_secret_;  // from the peer to me
+  LinkEpochs epochs_;                                   // the link's secrets
   std::vector<std::unique_ptr<SendingPath>> sending_;   // in the order of opening; never closed
   std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when first used
   PathScheduler scheduler_;                                           // which of sending_ is next
