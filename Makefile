@@ -16,7 +16,7 @@ CPP_FILES := find native tests bench -name '*.cc' -o -name '*.h'
 FUZZ_SECONDS ?= 60
 
 .PHONY: help setup demo test lint format native-test python-test conformance asan tsan fuzz bench \
-  bench-micro clean
+  bench-micro bench-network clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ bench-micro: setup-bench ## time seal, open, headers, range sets and reductions 
 	$(NATIVE) -B build/native
 	$(CMAKE) --build build/native --target bench_micro
 	build/native/bench_micro $(BENCH_ARGS)
+
+bench-network: setup-bench ## losses, cuts, incast over four links, beside gloo; figures in docs/network (root)
+	$(PYTHON) bench/network.py
 
 clean: ## remove everything that was built; keeps .venv
 	rm -rf build dist $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis
