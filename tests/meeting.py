@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import Any
 
 from second_implementation import GENERATION_BITS, SECONDS_MAX, Job, Peer, label
-from torch._C._distributed_c10d import HashStore
 
 from securefabric import _C, _core
 from securefabric.identity import PskIdentity
@@ -75,13 +74,12 @@ class Meeting:
         self.group = int.from_bytes(hashlib.sha256(key_text.encode()).digest()[:8], "big")
         self.backend: Any = _C.Backend(
             fabric=self.fabric,
-            store=HashStore(),
             group_rank=0,
             group_size=2,
             group_name="world",
             group_key=key_text,
             global_ranks=[0, 1],
-            timeout=timedelta(seconds=SECONDS_MAX),
+            options=_C.Options(timedelta(seconds=SECONDS_MAX)),
         )
         self.peer.meet(body, self.roster.own_entry)
 

@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import HashStore
 
 from securefabric import _C
 from securefabric._fabric import ProcessFabric
@@ -73,13 +72,12 @@ class Member:
             key = self.fabric.join_group(view, group_name="world", group_rank=rank, global_ranks=[])
             self.backend: Any = _C.Backend(
                 fabric=self.fabric.native,
-                store=HashStore(),
                 group_rank=rank,
                 group_size=world_size,
                 group_name="world",
                 group_key=key,
                 global_ranks=list(range(world_size)),
-                timeout=timedelta(seconds=SECONDS_MAX),
+                options=_C.Options(timedelta(seconds=SECONDS_MAX)),
             )
         except BaseException:
             self.fabric.shutdown()
