@@ -373,6 +373,34 @@ def staged_tensors(world: World) -> None:
 # --- Works ---------------------------------------------------------------------------------------
 
 
+@CASES.case()
+def futures_waited_for_in_callbacks(world: World) -> None:
+    """PowerSGD's hook does it: the thread of one callback is not the only one there is."""
+    numbers = [torch.full((3,), float(world.rank + i)) for i in range(4)]
+    squares = [torch.ones(2) for _ in numbers]
+    sums = []
+    for number, square in zip(numbers, squares, strict=True):
+        # Issued here: ranks that issue from their callbacks may differ in the order.
+        first: Any = dist.all_reduce(number, async_op=True)
+        second: Any = dist.all_reduce(square, async_op=True)
+
+        def add(future: Any, second: Any = second) -> Any:
+            return future.value()[0] + second.get_future().wait()[0][0]
+
+        sums.append(first.get_future().then(add))
+
+    def nested(future: Any) -> Any:
+        work: Any = dist.all_reduce(torch.ones(1), async_op=True)
+        return future.value() + work.get_future().wait()[0]
+
+    sums[-1] = sums[-1].then(nested)
+    n = world.size
+    expected = [torch.full((3,), float(n * (n - 1) // 2 + n * i + n)) for i in range(4)]
+    expected[-1] += n
+    for result, total in zip(sums, expected, strict=True):
+        check_equal(result.wait(), total, "the sum of two")
+
+
 @CASES.case(ranks_min=2)
 def profiler_events(world: World) -> None:
     """One event per call, asynchronous, with the shapes of what it was given."""

@@ -37,14 +37,6 @@ Error ended_error() {
   return Error{ErrorCode::kAborted, "the fabric of this process was shut down"};
 }
 
-// Calls on_done once, whoever comes first, and lets go of what it holds: it may own the operation.
-void call_back(Operation& operation) {
-  if (operation.is_notified.exchange(true) || !operation.on_done) return;
-  const std::function<void()> on_done = std::move(operation.on_done);
-  operation.on_done = nullptr;
-  on_done();
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Driver>> Driver::make(transport::EndpointConfig config,
@@ -89,9 +81,6 @@ Status Driver::watch_sockets() {
 
 void Driver::start_threads() {
   progress_thread_ = std::make_unique<std::thread>([this] { progress_loop(); });
-  completion_thread_ =
-      std::make_unique<std::thread>([completions = completions_] { completion_loop(completions); });
-  completion_thread_id_ = completion_thread_->get_id();
 }
 
 Status Driver::refuse_if_unusable() const {
@@ -227,7 +216,7 @@ void Driver::publish() {
       std::erase_if(deferred_, [](const auto& earlier) { return earlier->is_notified.load(); });
       deferred_.push_back(std::move(operation));
     } else {
-      notify(operation);
+      completions_.push(std::move(operation));
     }
   }
   if (any && idle_waiters_.load() > 0) wake_idle_waiters();
@@ -255,10 +244,10 @@ void Driver::fail_everything(const Error& error) {
   has_work_.store(false);
 }
 
-// Nobody has come to wait for these: the completion thread calls them back.
+// Nobody has come to wait for these.
 void Driver::flush_deferred() {
   for (const auto& operation : deferred_) {
-    if (!operation->is_notified.load()) notify(operation);
+    if (!operation->is_notified.load()) completions_.push(operation);
   }
   deferred_.clear();
 }
@@ -413,27 +402,6 @@ void Driver::sleep_lazily() {
   progress_is_lazy_.store(false);
 }
 
-void Driver::notify(const std::shared_ptr<Operation>& operation) {
-  const std::lock_guard<std::mutex> lock(completions_->mutex);
-  completions_->queue.push_back(operation);
-  completions_->wake.notify_one();
-}
-
-void Driver::completion_loop(const std::shared_ptr<Completions>& completions) {
-  while (true) {
-    std::shared_ptr<Operation> operation;
-    {
-      std::unique_lock<std::mutex> lock(completions->mutex);
-      completions->wake.wait(lock,
-                             [&] { return !completions->queue.empty() || completions->is_ended; });
-      if (completions->queue.empty()) return;
-      operation = std::move(completions->queue.front());
-      completions->queue.pop_front();
-    }
-    call_back(*operation);
-  }
-}
-
 // --- The end ----------------------------------------------------------------------------------
 
 void Driver::drain(Duration limit) {
@@ -455,7 +423,7 @@ void Driver::shutdown(Duration drain_limit) {
   if (crypto::forked_child()) return;
   std::unique_lock<std::mutex> once(shutdown_mutex_, std::defer_lock);
   // A callback cannot wait for the shutdown that waits for it.
-  if (!is_completion_thread()) {
+  if (!completions_.is_calling()) {
     once.lock();
   } else if (!once.try_lock()) {
     return;
@@ -489,16 +457,7 @@ void Driver::end_threads() {
   call_progress();
   progress_poller_.wake();
   progress_thread_->join();
-  {
-    const std::lock_guard<std::mutex> lock(completions_->mutex);
-    completions_->is_ended = true;
-    completions_->wake.notify_one();
-  }
-  if (is_completion_thread()) {
-    completion_thread_->detach();
-  } else {
-    completion_thread_->join();
-  }
+  completions_.end();
 }
 
 }  // namespace securefabric::net

@@ -8,8 +8,8 @@
 //               looks every few milliseconds whether it is needed again. So a loop of synchronous
 //               collectives never wakes it. Asynchronous ones call it (call_progress).
 //   completion  calls Operation::on_done of operations that nobody is waiting for, because futures
-//               run Python callbacks there. on_done of a waited-for operation is called by the
-//               thread that waits.
+//               run Python callbacks there (completions.h). on_done of a waited-for operation is
+//               called by the thread that waits.
 //
 // A turn: take submitted work, receive, timers, send, publish what is done.
 //
@@ -51,6 +51,7 @@
 #include "base/result.h"
 #include "base/time.h"
 #include "collective/engine.h"
+#include "net/completions.h"
 #include "net/poller.h"
 #include "net/socket_port.h"
 
@@ -104,15 +105,6 @@ class Driver {
   const SocketPort& port() const { return port_; }
 
  private:
-  // What the completion thread works on. Shared with it, because it may outlive the driver: the
-  // callback it runs may drop the last reference to us.
-  struct Completions {
-    std::mutex mutex;
-    std::condition_variable wake;  // the queue has become longer, or is_ended
-    std::deque<std::shared_ptr<collective::Operation>> queue;  // guarded by mutex
-    bool is_ended = false;  // nothing more will come; guarded by mutex
-  };
-
   Driver(transport::EndpointConfig config, std::vector<UdpSocket> sockets, DriverOptions options,
          WantedHandler wanted, Poller waiter_poller, Poller progress_poller);
 
@@ -145,7 +137,6 @@ class Driver {
   void serve_tasks();
   // False when the driver has ended: nobody would run the task.
   bool append(EngineTask task);
-  void notify(const std::shared_ptr<collective::Operation>& operation);
   // Makes the progress thread drive: operations run, and nobody may be waiting for them.
   void call_progress();
   // Makes sure that the progress thread does not sleep longer than the engine's deadline.
@@ -153,8 +144,6 @@ class Driver {
 
   void progress_loop();
   void sleep_lazily();
-  static void completion_loop(const std::shared_ptr<Completions>& completions);
-  bool is_completion_thread() const { return std::this_thread::get_id() == completion_thread_id_; }
   void end_engine();
   void end_threads();
 
@@ -188,7 +177,7 @@ class Driver {
   std::atomic<bool> has_work_{false};          // operations run, after the last turn
   std::atomic<uint64_t> drives_{0};            // times a waiter took the engine
 
-  const std::shared_ptr<Completions> completions_ = std::make_shared<Completions>();
+  Completions completions_;
   // Done, synchronous and not yet waited for; guarded by engine_mutex_.
   std::vector<std::shared_ptr<collective::Operation>> deferred_;
 
@@ -196,8 +185,6 @@ class Driver {
   std::atomic<bool> is_ended_{false};   // every operation is done; no task will run
   std::mutex shutdown_mutex_;           // one shutdown at a time
   std::unique_ptr<std::thread> progress_thread_;
-  std::unique_ptr<std::thread> completion_thread_;
-  std::thread::id completion_thread_id_;  // fixed before anybody else has the driver
 };
 
 }  // namespace securefabric::net
