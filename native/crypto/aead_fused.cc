@@ -204,18 +204,28 @@ class AegisProvider final : public AeadProvider {
   const PacketKernels& kernels_;  // of one kind of CPU
 };
 
+// The one provider of `suite` on the kernels that Kernels() returns; null where there are none.
+template <const PacketKernels* (*Kernels)()>
+const AeadProvider* provider_on(Suite suite) {
+  const PacketKernels* kernels = Kernels();
+  if (kernels == nullptr) return nullptr;
+  // Never destroyed: threads may still seal while the process ends.
+  static const auto* const gcm = new GcmProvider(*kernels);
+  static const auto* const aegis = new AegisProvider(*kernels);
+  if (suite == Suite::kAes256Gcm) return gcm;
+  if (suite == Suite::kAegis256x2) return aegis;
+  return nullptr;
+}
+
 }  // namespace
 
 std::vector<const AeadProvider*> fused_providers(Suite suite, CpuFeatures cpu) {
-  std::vector<const PacketKernels*> kernels;
-  if (cpu.wide_aes) kernels.push_back(vaes_kernels());
-  if (cpu.aes && cpu.carryless_multiply && cpu.avx) kernels.push_back(aesni_kernels());
   std::vector<const AeadProvider*> providers;
-  for (const PacketKernels* table : kernels) {
-    if (table == nullptr) continue;
-    if (suite == Suite::kAes256Gcm) providers.push_back(new GcmProvider(*table));
-    if (suite == Suite::kAegis256x2) providers.push_back(new AegisProvider(*table));
+  if (cpu.wide_aes) providers.push_back(provider_on<vaes_kernels>(suite));
+  if (cpu.aes && cpu.carryless_multiply && cpu.avx) {
+    providers.push_back(provider_on<aesni_kernels>(suite));
   }
+  std::erase(providers, nullptr);
   return providers;
 }
 
