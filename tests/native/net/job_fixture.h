@@ -96,6 +96,16 @@ struct CallOptions {
   base::Instant deadline = base::Instant::never();
 };
 
+// Sleeps early, so that tests meet the sleeping waiter too.
+inline DriverOptions sleepy() {
+  return {.spin = base::Duration::micros(5), .yields_while_spinning = true};
+}
+
+inline constexpr CallOptions kSync = {.is_synchronous = true};
+// Elements of an operation that cannot end before every rank has started it: small messages are
+// sent ahead.
+inline constexpr size_t kLarge = 50'000;
+
 // Every element is the group rank + 1. As native/torch/call.cc builds it.
 inline std::shared_ptr<Call> make_call(const std::shared_ptr<Group>& group,
                                        const CallOptions& options = {}) {
