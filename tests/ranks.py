@@ -22,7 +22,7 @@ import torch.distributed as dist
 from testbed.namespaces import Bed
 from torch._C._distributed_c10d import TCPStore
 
-_SPAWN = multiprocessing.get_context("spawn")
+SPAWNED = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def run_ranks(
     absent: frozenset[int] = frozenset(),
     meanwhile: Callable[[dict[int, Any]], None] | None = None,
     bed: Bed | None = None,
-    context: Any = _SPAWN,
+    context: Any = SPAWNED,
 ) -> list[Outcome]:
     """Call ``function(rank, *args)`` in ``world_size`` processes and return their outcomes.
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks import Outcome, join, run_ranks
+from forked import FORKED
+from ranks import SPAWNED, Outcome, join, run_ranks
 from testbed.namespaces import Bed
 from testbed.stages import Stages, wait_until
 
@@ -130,6 +131,7 @@ def run_steady_job(
         environment=environment,
         meanwhile=play,
         bed=bed,
+        context=FORKED if bed is None else SPAWNED,  # forks are born where their server is
     )
     counted = check_outcomes(outcomes)
     if failures:

@@ -336,6 +336,7 @@ FabricStats Fabric::stats() {
       stats.has_gso =
           stats.has_gso && socket.grants().has_gso && socket.counters().gso_refused == 0;
       stats.kernel_drops += socket.counters().kernel_drops;
+      stats.drops.too_short += socket.counters().receive_empty;  // come no further than here
     }
   });
   return stats;
