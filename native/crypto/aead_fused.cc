@@ -78,8 +78,7 @@ class GcmKey final : public AeadKey {
 
   void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
     check_sealed_size(parts, out.size());
-    GcmWork work;
-    start(work, nonce, aad, out.size());
+    Work work(*this, nonce, aad, out.size());
     uint8_t* to = out.data();
     Gatherer<kGcmGroupBytes> gatherer;
     for (const Bytes part : parts) {
@@ -96,8 +95,7 @@ class GcmKey final : public AeadKey {
 
   bool open(Bytes nonce, Bytes aad, Bytes sealed, MutableBytes out) override {
     SF_CHECK(sealed.size() >= kAuthTagBytes && out.size() == sealed.size() - kAuthTagBytes);
-    GcmWork work;
-    start(work, nonce, aad, sealed.size());
+    Work work(*this, nonce, aad, sealed.size());
     const size_t groups = out.size() / kGcmGroupBytes;
     const size_t whole = groups * kGcmGroupBytes;
     const size_t tail_bytes = out.size() - whole;
@@ -112,12 +110,19 @@ class GcmKey final : public AeadKey {
   }
 
  private:
-  GcmSchedule& schedule() { return *reinterpret_cast<GcmSchedule*>(memory_.bytes().data()); }
+  // Started for one packet, and wiped after it: its tag mask and the tag together tell the hash,
+  // and that with the packet tells the hash's key.
+  struct Work : GcmWork {
+    Work(GcmKey& key, Bytes nonce, Bytes aad, size_t bytes) {
+      SF_CHECK(nonce.size() == kGcmNonceBytes && bytes <= kGcmBytesMax);
+      key.kernels_.gcm_start(key.schedule(), *this, nonce.data(), aad.data(), aad.size());
+    }
+    ~Work() { OPENSSL_cleanse(static_cast<GcmWork*>(this), sizeof(GcmWork)); }
+    Work(const Work&) = delete;
+    Work& operator=(const Work&) = delete;
+  };
 
-  void start(GcmWork& work, Bytes nonce, Bytes aad, size_t bytes) {
-    SF_CHECK(nonce.size() == kGcmNonceBytes && bytes <= kGcmBytesMax);
-    kernels_.gcm_start(schedule(), work, nonce.data(), aad.data(), aad.size());
-  }
+  GcmSchedule& schedule() { return *reinterpret_cast<GcmSchedule*>(memory_.bytes().data()); }
 
   const PacketKernels& kernels_;  // of this CPU
   SecretBuffer memory_;           // a GcmSchedule: plain bytes, written by gcm_expand

@@ -4,6 +4,7 @@
 #include <openssl/err.h>
 #include <openssl/evp.h>
 
+#include <array>
 #include <limits>
 #include <string>
 #include <utility>
@@ -17,6 +18,14 @@ using base::Bytes;
 using base::MutableBytes;
 
 constexpr size_t kOpensslNonceBytes = 12;  // of both suites
+// More than OpenSSL's frames below us take, of which ChaCha20's hold copies of the key.
+constexpr size_t kStackBytes = 4096;
+
+// Wipes the stack where functions that have returned left what they did not wipe.
+[[gnu::noinline]] void wipe_stack() {
+  std::array<uint8_t, kStackBytes> left;
+  OPENSSL_cleanse(left.data(), left.size());
+}
 
 using Context = std::unique_ptr<EVP_CIPHER_CTX, decltype(&EVP_CIPHER_CTX_free)>;
 
@@ -43,6 +52,7 @@ class OpensslKey final : public AeadKey {
     uint8_t* const tag = out.data() + written;
     SF_CHECK(EVP_CipherFinal_ex(context_.get(), tag, &unused) == 1 && unused == 0);
     SF_CHECK(EVP_CIPHER_CTX_ctrl(context_.get(), EVP_CTRL_AEAD_GET_TAG, kAuthTagBytes, tag) == 1);
+    wipe_stack();
   }
 
   bool open(Bytes nonce, Bytes aad, Bytes sealed, MutableBytes out) override {
@@ -55,7 +65,9 @@ class OpensslKey final : public AeadKey {
     update(out.data(), sealed.first(out.size()));
     uint8_t nothing_more = 0;
     int unused = 0;
-    if (EVP_CipherFinal_ex(context_.get(), &nothing_more, &unused) == 1) return true;
+    const bool is_genuine = EVP_CipherFinal_ex(context_.get(), &nothing_more, &unused) == 1;
+    wipe_stack();
+    if (is_genuine) return true;
     if (!out.empty()) OPENSSL_cleanse(out.data(), out.size());
     ERR_clear_error();
     return false;

@@ -160,10 +160,10 @@ struct Gcm {
 
   static void start(const GcmSchedule& schedule, GcmWork& work, const uint8_t* nonce,
                     const uint8_t* aad, size_t aad_bytes) {
-    alignas(16) uint8_t first[16] = {};
-    for (size_t i = 0; i < kGcmNonceBytes; ++i) first[i] = nonce[i];
-    first[15] = 1;
-    const __m128i block = load_block(first);
+    // In `work`, which is wiped: the first packet's nonce is the iv.
+    store_block(work.counter, _mm_set_epi8(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+    for (size_t i = 0; i < kGcmNonceBytes; ++i) work.counter[i] = nonce[i];
+    const __m128i block = load_block(work.counter);
     store_block(work.tag_mask, encrypt(schedule, block));
     store_block(work.counter, _mm_add_epi32(byte_reversed(block), _mm_set_epi32(0, 0, 0, 1)));
     __m128i hash = _mm_setzero_si128();

@@ -1,5 +1,7 @@
 #include "crypto/packet_key.h"
 
+#include <openssl/crypto.h>
+
 #include <algorithm>
 #include <array>
 #include <string>
@@ -17,12 +19,15 @@ using base::PacketNumber;
 
 constexpr size_t kCounterBytes = 12;  // path id in 4, packet number in 8
 
-// The nonce of one packet, on the stack.
+// The nonce of one packet, on the stack; wiped, because it shows the iv to who knows the number.
 class Nonce {
  public:
   Nonce(Bytes iv, base::PathId path, PacketNumber number) : size_(iv.size()) {
     make_nonce(iv, path, number, MutableBytes(bytes_).first(size_));
   }
+  ~Nonce() { OPENSSL_cleanse(bytes_.data(), bytes_.size()); }
+  Nonce(const Nonce&) = delete;
+  Nonce& operator=(const Nonce&) = delete;
   Bytes view() const { return Bytes(bytes_).first(size_); }
 
  private:
