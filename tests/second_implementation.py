@@ -114,10 +114,10 @@ class Direction:
         key, nonce = self.key_and_nonce(number)
         return SUITES[self.suite][1](key), nonce
 
-    def seal(self, spi: int, plaintext: bytes) -> bytes:
+    def seal(self, spi: int, plaintext: bytes, start: int = 0x11, flags: int = 0) -> bytes:
         number = self.next_number
         self.next_number += 1
-        header = struct.pack("!BBHIQ", 0x11, 0, self.path_id, spi, number)
+        header = struct.pack("!BBHIQ", start, flags, self.path_id, spi, number)
         aead, nonce = self.aead(number)
         return header + bytes(aead.encrypt(nonce, plaintext, header))
 

@@ -110,6 +110,20 @@ def test_goodbye__ends_the_connection_on_both_sides(meeting: Meeting) -> None:
     peer.run_until(lambda: peer.closed)
 
 
+def test_reserved_bits__of_the_header_are_refused_under_valid_keys(meeting: Meeting) -> None:
+    """Row 15: also from a member, so that they can get a meaning one day."""
+    peer = meeting.peer
+    open_paths(meeting)
+    heads = [(0x11 ^ 1 << bit, 0) for bit in range(8)] + [(0x11, 1 << bit) for bit in range(1, 8)]
+    before = meeting.fabric.stats()["drops"]["bad_version"]
+    for start, flags in heads:
+        peer.socket.sendto(peer.sending[0].seal(peer.spi, b"\x07", start, flags), peer.to[0])
+    peer.run_until_acked(0, peer.send(0, b"\x07"))  # a PING that is as it should be
+    assert meeting.fabric.stats()["drops"]["bad_version"] == before + len(heads)
+    last = peer.sending[0].next_number - 1
+    assert not peer.acked[0] & set(range(last - len(heads), last))
+
+
 # The page itself
 
 

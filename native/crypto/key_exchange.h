@@ -23,6 +23,9 @@ class KeyPair {
 
   PublicKey public_key() const { return public_key_; }
 
+  // The private key is gone, and no secret can be agreed on any more.
+  void wipe() { private_key_ = SecretBuffer(); }
+
   // kAuth when the peer's key has a wrong length, is our own mirrored back, or is a point of low
   // order, whose result would be all zeros whatever our key is (RFC 7748 §6.1).
   base::Result<SecretBuffer> shared_secret(base::Bytes peer_public) const;

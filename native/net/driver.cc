@@ -449,6 +449,7 @@ void Driver::end_engine() {
   take_tasks();
   fail_everything(ended_error());
   flush_deferred();
+  engine_.endpoint().wipe();
   is_ended_.store(true);
   wake_idle_waiters();
 }

@@ -368,7 +368,9 @@ void Fabric::shutdown() {
     wake_.notify_one();
     thread = std::move(resolver_thread_);
   }
-  if (thread) thread->join();
+  if (!thread) return;
+  thread->join();
+  resolve_ = nullptr;  // it may hold who holds us, and the job key with it
 }
 
 }  // namespace securefabric::net

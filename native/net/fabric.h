@@ -139,7 +139,7 @@ class Fabric {
   base::Duration join_timeout_;
   bool uses_gro_ = false;
 
-  Resolve resolve_;  // resolver thread only
+  Resolve resolve_;  // resolver thread only; gone with it
   std::unique_ptr<Driver> driver_;
   std::mutex mutex_;                        // guards what follows; never held while calling out
   std::condition_variable wake_;            // the resolver thread has something to do

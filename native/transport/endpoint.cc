@@ -222,6 +222,15 @@ void Endpoint::drop_group(uint64_t group) {
   }
 }
 
+void Endpoint::wipe() {
+  peers_.clear();
+  dirty_.clear();
+  deadlines_.clear();
+  events_.clear();
+  key_pair_.wipe();
+  config_.job_secret = crypto::SecretBuffer();
+}
+
 void Endpoint::mark_dirty(Rank peer) {
   bool& is_dirty = peers_.at(peer).is_dirty;
   if (!is_dirty) dirty_.push_back(peer);

@@ -68,6 +68,9 @@ class Endpoint {
   // Tells every peer that this process leaves; worth repeating kGoodbyeCopies times.
   void post_goodbye();
   void drop_group(uint64_t group);
+  // The end: every link and every key is gone. What arrives afterwards is counted as a stranger's;
+  // no peer may be required or installed any more.
+  void wipe();
 
   // --- B. Output ---
 
@@ -110,7 +113,7 @@ class Endpoint {
   DropCounters drops_;
   TrafficCounters traffic_;
   std::deque<Event> events_;
-  std::map<base::Rank, Peer> peers_;  // ordered: determinism; none is ever erased
+  std::map<base::Rank, Peer> peers_;  // ordered: determinism; erased by wipe() only
   std::deque<base::Rank> dirty_;      // peers to poll for output, each once
   std::set<std::pair<base::Instant, base::Rank>> deadlines_;  // one per peer that has one
   std::map<base::Rank, base::Instant> hints_;  // when a stranger's SPI last made us look it up
