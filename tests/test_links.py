@@ -124,3 +124,33 @@ def test_all_links_down_for_three_seconds__no_collective_fails(
         job.wait_for_rounds(5)
 
     run_steady_job(tmp_path, key_file, cut, bed=bed, environment=WIDE)
+
+
+def test_ipv6__over_four_links(key_file: str, tmp_path: Path) -> None:
+    with Bed(2, 4, rate_mbit=MBIT, is_ipv6=True) as bed:
+
+        def cut(job: SteadyJob) -> None:
+            job.wait_for_rounds(5)
+            bed.set_down(2, 1)
+            job.wait_for_rounds(10)
+
+        used = shares(
+            bed, 1, lambda: run_steady_job(tmp_path, key_file, cut, bed=bed, environment=WIDE)
+        )
+    assert sum(share > 0.05 for share in used) >= 3, used
+
+
+def test_mtu__a_narrow_link_beside_a_wide_one(key_file: str, tmp_path: Path) -> None:
+    with Bed(2, 2, rate_mbit=MBIT, mtu=(1500, 9000)) as bed:
+        used = shares(
+            bed,
+            1,
+            lambda: run_steady_job(
+                tmp_path,
+                key_file,
+                lambda job: job.wait_for_rounds(10),
+                bed=bed,
+                environment={"SECUREFABRIC_SOCKET_IFNAME": "=p1,p2"},
+            ),
+        )
+    assert min(used) > 0.1, used
