@@ -72,6 +72,10 @@ def _register() -> None:
     """Register with torch unless torch will do so by itself when it is imported."""
     is_autoload_on = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1"
     if "torch" not in sys.modules and is_autoload_on:
+        if os.environ.get("SECUREFABRIC_STRICT", "0") not in ("", "0"):
+            # Strict mode begins inside torch's import and needs most of this package. Imported by
+            # a module of ours it would find that one half done, so it comes before all of them.
+            importlib.import_module("torch")
         return
     from ._torch_autoload import autoload
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from ._backend import create_backend
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,8 +79,10 @@ def replace_gloo() -> None:
     """Make every "gloo" group of this process, from now on, an encrypted one.
 
     For programs that nobody wants to change: they go on saying "gloo", and so do ``get_backend()``
-    and the profiler. Settings come from the environment, and all ranks must do the same. Groups
-    that exist stay as they are. Calling it again changes nothing.
+    and the profiler. Settings come from the environment, and all ranks must do the same. Calling
+    it again changes nothing.
+
+    Raises ConfigError when a Gloo group exists already: it would go on sending in the clear.
     """
     if is_gloo_replaced():
         return
@@ -88,6 +92,12 @@ def replace_gloo() -> None:
 
     from ._torch_autoload import register
 
+    for backend, _ in distributed_c10d._world.pg_map.values():
+        if _NAME in re.split("[:,]", str(backend).lower()):
+            raise ConfigError(
+                "a gloo group exists already and would go on sending in the clear; call "
+                "securefabric.replace_gloo() before any group is made"
+            )
     register()
     for module in (native_c10d, distributed_c10d, dist):
         module.ProcessGroupGloo = ProcessGroupGloo  # type: ignore[attr-defined]

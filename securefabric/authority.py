@@ -35,6 +35,7 @@ LEAF_DAYS: Final = 7.0
 RANKS_MAX: Final = 1 << 20
 _BACKDATE: Final = timedelta(minutes=5)  # hosts' clocks differ
 _PUBLIC_MODE: Final = 0o644
+_DAYS_MAX: Final = 3650
 
 
 def init(folder: str, *, trust_domain: str = TRUST_DOMAIN, days: float = CA_DAYS) -> Path:
@@ -47,6 +48,7 @@ def init(folder: str, *, trust_domain: str = TRUST_DOMAIN, days: float = CA_DAYS
             f"trust domain {trust_domain!r} is not usable: it has lower-case letters, digits, "
             "'.', '-' and '_'"
         )
+    _check_days(days)
     path = Path(folder)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,8 +74,17 @@ def init(folder: str, *, trust_domain: str = TRUST_DOMAIN, days: float = CA_DAYS
         .sign(key, hashes.SHA256())
     )
     write_new_file(str(path / "ca.key"), _private_pem(key))
-    write_new_file(str(path / "ca.pem"), certificate.public_bytes(Encoding.PEM), _PUBLIC_MODE)
+    try:
+        write_new_file(str(path / "ca.pem"), certificate.public_bytes(Encoding.PEM), _PUBLIC_MODE)
+    except Exception:
+        (path / "ca.key").unlink()  # half a CA would be in the way of the next attempt
+        raise
     return path / "ca.pem"
+
+
+def _check_days(days: float) -> None:
+    if not 0 < days <= _DAYS_MAX:  # also refuses nan
+        raise config_error(f"{days:g} days are not usable: more than 0, at most {_DAYS_MAX}")
 
 
 def issue(
@@ -92,6 +103,7 @@ def issue(
         raise config_error(f"job {job!r} is not usable: up to 64 letters, digits, '.', '-', '_'")
     if not ranks or ranks[0] < 0 or ranks[-1] >= RANKS_MAX:
         raise config_error(f"ranks are not usable: at least one, below {RANKS_MAX}")
+    _check_days(days)
     authority, key, trust_domain = _load(folder)
     if authority.not_valid_after_utc < datetime.now(UTC) + timedelta(days=days):
         raise config_error(
@@ -141,8 +153,6 @@ def _issue_one(
 def _builder(
     subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: float
 ) -> x509.CertificateBuilder:
-    if not 0 < days <= 3650:
-        raise config_error(f"{days:g} days are not usable: more than 0, at most 3650")
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()

@@ -196,7 +196,10 @@ def write_new_file(path: str, text: bytes | bytearray, mode: int = _MODE) -> Non
     try:
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             os.fchmod(descriptor, mode)  # the umask may have taken away the owner's bits
-            file.write(text)
+            # A full disk may take a part without an error; the write after it says why.
+            rest = memoryview(text)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(descriptor)
     except OSError as error:
         Path(path).unlink()

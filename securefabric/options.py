@@ -22,7 +22,7 @@ __all__ = ["Options", "options_from"]
 
 SPIN_POLICIES: Final = ("auto", "always", "never")
 GENERATION_BITS: Final = 22  # PROTOCOL.md §4
-SOCKETS_MAX: Final = 256  # a path id has eight bits for each end's socket
+SOCKETS_MAX: Final = 64  # of one interface; a roster entry has room for 128 addresses
 PATHS_PER_PEER_MAX: Final = 256  # transport/limits.h, kPathsPerPeerMax
 JOB_ID_BYTES_MAX: Final = 64  # roster.py refuses longer ones
 _SECONDS_MAX: Final = 24 * 3600.0

@@ -370,6 +370,18 @@ def staged_tensors(world: World) -> None:
     backend.shutdown()
 
 
+@CASES.case()
+def all_to_all_with_own_parts_that_differ(world: World) -> None:
+    """An error of the rank that made it, before anything is sent."""
+    n, me = world.size, world.rank
+    sent = [1 + (rank == me) for rank in range(n)]
+    words = ("all_to_all", f"rank {me} sends itself 8 bytes and expects 4")
+    with refused(*words):
+        dist.all_to_all_single(torch.ones(n), torch.ones(n + 1), [1] * n, sent)
+    with refused(*words):
+        dist.all_to_all([torch.ones(1) for _ in sent], [torch.ones(size) for size in sent])
+
+
 # --- Works ---------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,8 @@ def test_issue__another_ca_is_another_trust(ca: str, tmp_path: Path) -> None:
         ({"job": "a", "ranks": range(-1, 0)}, "at least one"),
         ({"job": "a", "ranks": range(1 << 20, (1 << 20) + 1)}, "below 1048576"),
         ({"job": "a", "ranks": range(1), "days": 0.0}, "more than 0"),
+        ({"job": "a", "ranks": range(1), "days": float("nan")}, "more than 0"),
+        ({"job": "a", "ranks": range(1), "days": 1e9}, "at most 3650"),
         ({"job": "a", "ranks": range(1), "days": 400.0}, "CA in .* expires at .*ca init"),
     ],
 )

@@ -140,6 +140,22 @@ def test_read_key_text__core_refuses_a_short_key_without_showing_it(key_file: st
     assert secret[:16] not in str(info.value)
 
 
+def test_write_key_file__a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "from securefabric.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))\n"  # less than a key file
+        "sys.exit(main(['keygen', 'job.key']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "cannot write job.key: File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_module__making_a_key_does_not_import_torch(tmp_path: Path) -> None:
     script = (
         "import sys\n"

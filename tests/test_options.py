@@ -64,7 +64,7 @@ def test_options__empty_twin_means_default(name: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"sockets_per_interface": 0}, "between 1 and 256"),
+        ({"sockets_per_interface": 65}, "between 1 and 64"),
         ({"sockets_per_interface": True}, "must be a int"),
         ({"paths_per_peer": 257}, "between 1 and 256"),
         ({"paths_per_peer": 2.0}, "must be a int"),

@@ -96,6 +96,19 @@ def test_replace_gloo__an_unchanged_program_is_encrypted(key_file: str) -> None:
     run(as_gloo, 2, key_file)
 
 
+def too_late(rank: int) -> None:
+    dist.init_process_group("gloo")
+    with pytest.raises(ConfigError, match="a gloo group exists already and would go on"):
+        securefabric.replace_gloo()
+    with pytest.raises(ConfigError, match="'gloo' that exists already"):
+        securefabric.strict()
+    dist.destroy_process_group()
+
+
+def test_replace_gloo__is_refused_once_there_is_a_group(key_file: str) -> None:
+    run(too_late, 1, key_file)
+
+
 def by_hand(rank: int) -> None:
     securefabric.replace_gloo()
     dist.init_process_group("gloo")
@@ -204,7 +217,16 @@ assert dist.group.WORLD._get_backend(torch.device("cpu")).__class__.__module__ =
 """
 
 
-@pytest.mark.parametrize("first", ["import torch", "import securefabric"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import torch",
+        "import securefabric",
+        "import securefabric.errors",
+        "import securefabric.launch",
+        "import securefabric.cli",
+    ],
+)
 def test_strict__from_the_environment(first: str, key_file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", first + SCRIPT],

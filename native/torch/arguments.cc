@@ -89,4 +89,12 @@ std::vector<Region> split_rows(const char* name, const Region& whole, const at::
   return pieces;
 }
 
+void check_own(const char* name, const std::vector<Region>& inputs,
+               const std::vector<Region>& outputs, int rank) {
+  const uint64_t sent = inputs[static_cast<size_t>(rank)].length;
+  const uint64_t expected = outputs[static_cast<size_t>(rank)].length;
+  TORCH_CHECK(sent == expected, "securefabric::", name, ": rank ", rank, " sends itself ", sent,
+              " bytes and expects ", expected, "; its own parts must have the same size");
+}
+
 }  // namespace securefabric::torch_room

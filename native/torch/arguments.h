@@ -34,4 +34,8 @@ std::vector<collective::Region> split_rows(const char* name, const collective::R
                                            const at::Tensor& tensor,
                                            const std::vector<int64_t>& splits, int size);
 
+// What this rank sends itself is what it expects of itself.
+void check_own(const char* name, const std::vector<collective::Region>& inputs,
+               const std::vector<collective::Region>& outputs, int rank);
+
 }  // namespace securefabric::torch_room

@@ -409,6 +409,7 @@ Works Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
   const Region out = part.table.add_output(output);
   part.outputs = split_rows(kOp, out, output, output_splits, size_);
   part.inputs = split_rows(kOp, part.table.add_disjoint_input(input), input, input_splits, size_);
+  check_own(kOp, part.inputs, part.outputs, rank_);
   call.add(std::move(part));
   call.profile(input);
   call.yield(output);
@@ -428,6 +429,7 @@ Works Backend::alltoall(std::vector<at::Tensor>& outputs, std::vector<at::Tensor
     part.inputs.push_back(part.table.add_disjoint_input(input));
     call.profile(input);
   }
+  check_own(kOp, part.inputs, part.outputs, rank_);
   call.add(std::move(part));
   call.yield(outputs);
   return issue(std::move(call));
