@@ -18,10 +18,10 @@ SOAK_SEEDS ?= 1000
 SOAK_FIRST ?= 1
 
 .PHONY: help setup demo test lint format native-test python-test conformance asan tsan fuzz soak \
-  bench bench-micro clean
+  bench bench-micro bench-network clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## set up for the demo: system packages, .venv, native core
 	@tools/setup.sh demo
@@ -80,6 +80,9 @@ bench-micro: setup-bench ## time seal, open, headers, range sets and reductions 
 	$(NATIVE) -B build/native
 	$(CMAKE) --build build/native --target bench_micro
 	build/native/bench_micro $(BENCH_ARGS)
+
+bench-network: setup-bench ## loss, cuts and incast over four links, beside gloo; draws build/network (root)
+	$(PYTHON) bench/network.py
 
 clean: ## remove everything that was built; keeps .venv
 	rm -rf build dist $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis
