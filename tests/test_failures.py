@@ -191,27 +191,45 @@ def test_timeout__names_the_rank_that_did_not_start(key_file: str) -> None:
     assert "has not started this operation" in message
 
 
+def _meet(what: str, ranks: int) -> None:
+    """Come to a point that so many ranks come to, and wait for them, by the store alone."""
+    store = dist.distributed_c10d._get_default_store()
+    store.add(what, 1)
+    _await(what, ranks)
+
+
+def _await(what: str, ranks: int) -> None:
+    store = dist.distributed_c10d._get_default_store()
+    until = time.monotonic() + 60
+    while store.add(what, 0) < ranks:
+        assert time.monotonic() < until, f"{what}: {store.add(what, 0)} of {ranks} ranks"
+        time.sleep(0.01)
+
+
 def _monitored_barrier(rank: int, absent: int, *, wait_all_ranks: bool) -> str:
     join()
     dist.all_reduce(torch.ones(4))
     group: Any = dist.group.WORLD
     if rank >= absent:
+        _await("done", absent)  # absent, not gone: that would be another error
         return "absent"
+    _meet("ready", absent)
     started = time.monotonic()
     with pytest.raises(RuntimeError) as raised:
-        group.monitored_barrier(timedelta(seconds=2), wait_all_ranks=wait_all_ranks)
+        group.monitored_barrier(timedelta(seconds=5), wait_all_ranks=wait_all_ranks)
     assert time.monotonic() - started < 30
     with pytest.raises(RuntimeError):
         dist.all_reduce(torch.ones(4))
+    _meet("done", absent)
     return str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("absent", "wait_all_ranks", "words"),
     [
-        (2, False, "[Rank 0]: Rank 2 failed to pass monitoredBarrier in 2000 ms"),
-        (2, True, "[Rank 0]: Ranks 2, 3 failed to pass monitoredBarrier in 2000 ms"),
-        (1, True, "[Rank 0]: Ranks 1, 2, 3 failed to pass monitoredBarrier in 2000 ms"),
+        (2, False, "[Rank 0]: Rank 2 failed to pass monitoredBarrier in 5000 ms"),
+        (2, True, "[Rank 0]: Ranks 2, 3 failed to pass monitoredBarrier in 5000 ms"),
+        (1, True, "[Rank 0]: Ranks 1, 2, 3 failed to pass monitoredBarrier in 5000 ms"),
     ],
 )
 def test_monitored_barrier__names_the_missing_ranks(

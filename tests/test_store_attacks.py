@@ -137,7 +137,7 @@ def test_stranger__who_knows_the_servers_key_but_not_the_clients(job: Job) -> No
     status, _, (message,) = client.call("get", 30_000, 0, [b"secret"])
     assert status == Status.NETWORK
     assert message.startswith(b"AuthError: the store at 127.0.0.1:")
-    assert job.counts("refused_key") >= 1
+    wait_until(lambda: job.counts("refused_key") >= 1, "the server to count it")
     client.close()
     job.is_well()
 
