@@ -93,6 +93,7 @@ SendingPath* Connection::pick_ack_path(Instant now) {
 
 bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out) {
   if (!is_usable() || state_ == ConnectionState::kResolving) return false;
+  begin_epoch_if_due(now);
   SendingPath* path = pick_path(now);
   if (path == nullptr) return false;
 
@@ -109,7 +110,7 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
     const size_t size = builder.size() + kPacketOverhead;
     const base::MutableBytes datagram = burst.subspan(used, size);
     const base::PacketNumber number = path->sealer.next_packet_number();
-    wire::encode_header({path->id, peer_spi_, number}, datagram);
+    wire::encode_header({path->id, peer_spi_, number, epochs_.sending_bit()}, datagram);
     if (!path->sealer.seal(datagram.first(wire::kHeaderBytes), builder.parts(),
                            datagram.subspan(wire::kHeaderBytes))) {
       report_failure(base::ErrorCode::kLimit,
@@ -124,6 +125,7 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
     path->sent.on_sent(number, std::move(record));
     ++shared_.traffic.packets_sealed;
     shared_.traffic.bytes_sealed += size;
+    epochs_.on_traffic(size);
     used += size;
     if (is_first) first_size = size;
     // Only the last datagram of a GSO send may be shorter than the others.
@@ -186,7 +188,15 @@ void Connection::fill_control(PacketBuilder& builder, SentPacket& record) {
   while (!control_.empty()) {
     ControlFrame& frame = control_.front();
     bool fits = false;
-    if (std::holds_alternative<SentCredit>(frame)) {
+    if (std::holds_alternative<SentEpoch>(frame)) {
+      const std::optional<wire::EpochFrame>& half = epochs_.half();
+      if (!half) {  // the peer has it by now
+        control_.pop_front();
+        continue;
+      }
+      fits = builder.add(*half);
+      if (fits) record.others.emplace_back(SentEpoch{half->epoch});
+    } else if (std::holds_alternative<SentCredit>(frame)) {
       fits = builder.add(wire::CreditFrame{receives_.eager_limit()});
       if (fits) {
         advertised_eager_limit_ = receives_.eager_limit();
