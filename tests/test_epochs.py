@@ -67,7 +67,6 @@ def test_keys_change_within_a_job_and_every_result_is_exact(
         assert seen["epoch"] >= seen["epochs"]  # the same link, counted a moment later
         assert seen["auth_failures"] == 0
         assert f"  rekeyed {seen['epochs']:>12,} times, a link each" in seen["summary"]
-    assert abs(outcomes[0].value["epochs"] - outcomes[1].value["epochs"]) <= 1
 
 
 def test_settings_may_differ_between_ranks(key_file: str) -> None:
