@@ -195,6 +195,7 @@ def _describe_fabric() -> dict[str, object]:
         "paths_active": counted.paths_active,
         "gso": counted.gso,
         "gro": counted.gro,
+        "epochs_begun": counted.epochs_begun,
     }
 
 

@@ -37,6 +37,8 @@ class Fabric:
         join_timeout_s: float,
         death_timeout_s: float,
         heartbeat_s: float,
+        epoch_age_s: float,
+        epoch_bytes: int,
         gso: bool,
         gro: bool,
         spin: str,

@@ -155,6 +155,8 @@ class ProcessFabric:
             join_timeout_s=options.join_timeout_s,
             death_timeout_s=options.death_timeout_s,
             heartbeat_s=options.heartbeat_s,
+            epoch_age_s=options.epoch_age_s,
+            epoch_bytes=options.epoch_bytes,
             gso=options.gso,
             gro=options.gro,
             spin=options.spin,

@@ -139,6 +139,8 @@ def _receive_buffer() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     options = Options()
     yield Finding(topic="settings", detail="the SECUREFABRIC_* variables are valid")
+    limits = f"{options.epoch_age_s:,.6g} s or {options.epoch_bytes:,} bytes"
+    yield Finding(topic="fresh keys", detail=f"of every link after {limits}, whichever comes first")
     if options.uses_certificates:
         yield _certificate(options)
         if not options.key_file:

@@ -22,6 +22,8 @@ __all__ = ["Options", "options_from"]
 
 SPIN_POLICIES: Final = ("auto", "always", "never")
 GENERATION_BITS: Final = 22  # PROTOCOL.md §4
+EPOCH_BYTES_MIN: Final = 1 << 16  # less would change keys for every message
+EPOCH_BYTES_MAX: Final = 1 << 60
 SOCKETS_MAX: Final = 64  # of one interface; a roster entry has room for 128 addresses
 PATHS_PER_PEER_MAX: Final = 256  # transport/limits.h, kPathsPerPeerMax
 JOB_ID_BYTES_MAX: Final = 64  # roster.py refuses longer ones
@@ -120,6 +122,12 @@ class Options:
     heartbeat_s: float = _setting("SECUREFABRIC_HEARTBEAT_S", 1.0, float)
     """Pause between heartbeats on an idle link."""
 
+    epoch_age_s: float = _setting("SECUREFABRIC_EPOCH_AGE_S", 3600.0, float)
+    """Age at which a link gets fresh keys, by a key exchange within it and without a pause."""
+
+    epoch_bytes: int = _setting("SECUREFABRIC_EPOCH_BYTES", 1 << 40, int)
+    """Bytes, both ways together, after which it does so earlier."""
+
     gso: bool = _setting("SECUREFABRIC_GSO", True, _flag)
     """Hand bursts to the kernel in one send, where it can (UDP_SEGMENT)."""
 
@@ -147,6 +155,8 @@ class Options:
         _check_range("join_timeout_s", self.join_timeout_s, 0.1, _SECONDS_MAX)
         _check_range("death_timeout_s", self.death_timeout_s, 0.1, _SECONDS_MAX)
         _check_range("heartbeat_s", self.heartbeat_s, 0.01, self.death_timeout_s / 2)
+        _check_range("epoch_age_s", self.epoch_age_s, 0.1, _SECONDS_MAX)
+        _check_range("epoch_bytes", self.epoch_bytes, EPOCH_BYTES_MIN, EPOCH_BYTES_MAX)
         _check_range("test_generation_bits", self.test_generation_bits, 4, GENERATION_BITS)
         try:
             parse_ports(self.ports)

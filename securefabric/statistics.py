@@ -63,6 +63,8 @@ class Stats:
     """Times that none came from any path of a peer."""
     paths_suspected: int
     """How often a path was put under suspicion of being dead."""
+    epochs_begun: int
+    """How often a link got fresh keys by a key exchange, over all links."""
     acks_sent: int
     ce_received: int
     """Packets that arrived with a congestion mark."""
@@ -112,6 +114,8 @@ class PathStats:
     """Datagrams declared lost, rightly or not."""
     message_bytes: int
     """Payload sent over it, resends included."""
+    epoch: int
+    """How often the link to this peer has changed its keys; the same for all of its paths."""
 
 
 def stats() -> Stats:
@@ -163,6 +167,7 @@ def summary(counted: Stats | None = None) -> str:
             f"  opened  {s.packets_opened:>12,} packets {_size(s.bytes_opened):>12}",
             f"  resent  {s.fragments_resent:>12,} fragments {_size(s.bytes_resent):>10}, "
             f"{s.packets_lost:,} packets lost, {s.spurious_losses:,} of them wrongly",
+            f"  rekeyed {s.epochs_begun:>12,} times, a link each",
             f"  dropped {sum(dropped.values()):>12,} datagrams{causes if dropped else ''}, "
             f"{s.auth_failures:,} authentication failures, {s.kernel_drops:,} lost to full buffers",
         )

@@ -21,7 +21,7 @@ from securefabric.roster import EntryBody, Roster, policy_digest
 class Meeting:
     """A fabric and its backend as rank 0, and the peer, introduced to each other."""
 
-    def __init__(self, suite: str, key_text: bytes | None = None) -> None:
+    def __init__(self, suite: str, key_text: bytes | None, epoch_age_s: float) -> None:
         text = bytearray(key_text or _core.JobKey.format(suite, bytearray(os.urandom(32))))
         self.key_text = bytes(text)
         lines = dict(line.split(": ") for line in text.decode().splitlines()[1:])
@@ -45,6 +45,8 @@ class Meeting:
             join_timeout_s=SECONDS_MAX,
             death_timeout_s=SECONDS_MAX,
             heartbeat_s=1.0,
+            epoch_age_s=epoch_age_s,
+            epoch_bytes=1 << 40,
             gso=True,
             gro=True,
             spin="never",
@@ -85,9 +87,11 @@ class Meeting:
 
 
 @contextmanager
-def meeting_with(suite: str, key_text: bytes | None = None) -> Iterator[Meeting]:
+def meeting_with(
+    suite: str, key_text: bytes | None = None, epoch_age_s: float = 3600.0
+) -> Iterator[Meeting]:
     """A meeting that ends."""
-    made = Meeting(suite, key_text)
+    made = Meeting(suite, key_text, epoch_age_s)
     try:
         yield made
     finally:

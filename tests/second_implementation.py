@@ -86,8 +86,20 @@ def link_secret(
     return hmac.digest(hashlib.sha256(salt).digest(), shared + job_secret + kem_secret, "sha256")
 
 
-def path_secret(link: bytes, sender: int, receiver: int, path_id: int) -> bytes:
-    direction = label(link, "dir", struct.pack("!III", sender, receiver, 0))
+def epoch_link_secret(
+    previous: bytes, private: X25519PrivateKey, peer_public: bytes, *, is_low: bool, epoch: int
+) -> bytes:
+    """§4: the link's secret in this epoch, from that of the epoch before."""
+    own_public = private.public_key().public_bytes_raw()
+    low, high = (own_public, peer_public) if is_low else (peer_public, own_public)
+    halves = hashlib.sha256(b"sf1 epoch" + low + high).digest()
+    salt = label(previous, "epoch", halves + struct.pack("!I", epoch))
+    shared = private.exchange(X25519PublicKey.from_public_bytes(peer_public))
+    return hmac.digest(salt, shared, "sha256")
+
+
+def path_secret(link: bytes, sender: int, receiver: int, path_id: int, epoch: int = 0) -> bytes:
+    direction = label(link, "dir", struct.pack("!III", sender, receiver, epoch))
     return label(direction, "path", struct.pack("!H", path_id))
 
 
@@ -98,31 +110,44 @@ class Direction:
     suite: str
     path_id: int
     secret: bytes
+    """Of the newest epoch."""
     generation_bits: int
+    epoch: int = 0
+    older: bytes = b""
+    """Of the epoch before."""
     next_number: int = 0
     arrived: set[int] = field(default_factory=set)
 
-    def key_and_nonce(self, number: int) -> tuple[bytes, bytes]:
+    def begin_epoch(self, secret: bytes) -> None:
+        self.epoch, self.older, self.secret = self.epoch + 1, self.secret, secret
+
+    def key_and_nonce(self, number: int, parity: int) -> tuple[bytes, bytes]:
+        secret = self.secret if parity == self.epoch % 2 else self.older
         generation = struct.pack("!Q", number >> self.generation_bits)
         nonce_bytes = SUITES[self.suite][2]
-        iv = label(self.secret, "iv", generation, nonce_bytes)
+        iv = label(secret, "iv", generation, nonce_bytes)
         counter = struct.pack("!IQ", self.path_id, number).rjust(nonce_bytes, b"\0")
         nonce = bytes(a ^ b for a, b in zip(iv, counter, strict=True))
-        return label(self.secret, "key", generation), nonce
+        return label(secret, "key", generation), nonce
 
-    def aead(self, number: int) -> tuple[Any, bytes]:
-        key, nonce = self.key_and_nonce(number)
+    def aead(self, number: int, parity: int) -> tuple[Any, bytes]:
+        key, nonce = self.key_and_nonce(number, parity)
         return SUITES[self.suite][1](key), nonce
 
-    def seal(self, spi: int, plaintext: bytes, start: int = 0x11, flags: int = 0) -> bytes:
+    def seal(
+        self, spi: int, plaintext: bytes, start: int = 0x11, flags: int | None = None
+    ) -> bytes:
+        """In the newest epoch, unless flags are given, whose first bit is the epoch's parity."""
         number = self.next_number
         self.next_number += 1
+        if flags is None:
+            flags = self.epoch % 2
         header = struct.pack("!BBHIQ", start, flags, self.path_id, spi, number)
-        aead, nonce = self.aead(number)
+        aead, nonce = self.aead(number, flags & 1)
         return header + bytes(aead.encrypt(nonce, plaintext, header))
 
     def open(self, number: int, datagram: bytes) -> bytes:
-        aead, nonce = self.aead(number)
+        aead, nonce = self.aead(number, datagram[1])
         plaintext: bytes = aead.decrypt(nonce, datagram[16:], datagram[:16])
         self.arrived.add(number)
         return plaintext
@@ -135,6 +160,7 @@ DATA = struct.Struct("!BBHIQQQQQ")
 GRANT = struct.Struct("!BBIQQQQ")
 ACK = struct.Struct("!BBHQII")
 ABORT = struct.Struct("!BBHQ")
+EPOCH = struct.Struct("!BI32s")
 
 
 @dataclass(frozen=True)
@@ -177,6 +203,7 @@ def decode(plaintext: bytes) -> Iterator[tuple[int, Any]]:
             at += length
             continue
         size = {2: ACK.size, 3: 21, 4: GRANT.size, 5: 9, 6: 9, 7: 1, 8: 34, 9: ABORT.size, 10: 1}
+        size[11] = EPOCH.size
         if kind == 2:
             fields = ACK.unpack_from(plaintext, at)
             bitmap = plaintext[at + ACK.size : at + ACK.size + fields[1]]
@@ -187,6 +214,8 @@ def decode(plaintext: bytes) -> Iterator[tuple[int, Any]]:
             at += ABORT.unpack_from(plaintext, at)[2]
         elif kind == 4:
             yield kind, GRANT.unpack_from(plaintext, at)
+        elif kind == 11:
+            yield kind, EPOCH.unpack_from(plaintext, at)[1:]
         elif kind in {5, 6}:
             yield kind, plaintext[at + 1 : at + 9]
         else:
@@ -240,12 +269,20 @@ class Peer:
         """Sender, receiver and bytes of all that was sealed for this link and came to us."""
         self.lose_next = 0
         """Sealed, numbered and never sent: that many of the next packets."""
+        self.epoch = 0
+        self.half: X25519PrivateKey | None = None
+        """Our half of the next epoch, while the other has not come."""
+        self.half_sent = (0, 0)
+        """Path and number of the packet with our last half."""
+        self.halves: dict[bytes, X25519PrivateKey] = {}
+        """All of ours, by public key."""
 
     def meet(self, other: EntryOfPeer, other_entry: bytes) -> None:
         """§3.3 and §3.4; rank 0 is the low end."""
         self.link = link_secret(
             self.private, other.public_key, other_entry, self.entry, self.job.secret("job secret")
         )
+        self.first_link = self.link
         self.spi = (other.spi_base + self.rank) % 2**32
         self.to = []
         for address in other.addresses:
@@ -268,6 +305,38 @@ class Peer:
         else:
             self.socket.sendto(datagram, self.to[path_id & 0xFF])
         return direction.next_number - 1
+
+    def offer_epoch(self) -> None:
+        """§4: our half of the next epoch."""
+        self.half = X25519PrivateKey.generate()
+        public = self.half.public_key().public_bytes_raw()
+        self.halves[public] = self.half
+        self.half_sent = (0, self.send(0, EPOCH.pack(11, self.epoch + 1, public)))
+
+    def take_half(self, epoch: int, public: bytes) -> None:
+        if epoch <= self.epoch:
+            return
+        assert epoch == self.epoch + 1
+        assert not self.is_moving()
+        if self.half is None:
+            self.offer_epoch()
+        assert self.half is not None
+        self.link = epoch_link_secret(self.link, self.half, public, is_low=False, epoch=epoch)
+        self.epoch, self.half = epoch, None
+        for path_id, direction in self.receiving.items():
+            direction.begin_epoch(path_secret(self.link, 0, 1, path_id, epoch))
+
+    def is_moving(self) -> bool:
+        """Whether the other's half has come, and we still send in the epoch before."""
+        return self.sending[0].epoch < self.epoch
+
+    def move_if_ready(self, parity: int) -> None:
+        """The other has our half: it says so, or seals with what it is good for."""
+        path_id, number = self.half_sent
+        is_ready = number in self.acked.get(path_id, ()) or parity == self.epoch % 2
+        if self.is_moving() and is_ready:
+            for path_id, direction in self.sending.items():
+                direction.begin_epoch(path_secret(self.link, 1, 0, path_id, self.epoch))
 
     def confirm(self) -> None:
         self.challenges = {path_id: os.urandom(8) for path_id in self.sending}
@@ -297,7 +366,7 @@ class Peer:
     def take(self, datagram: bytes) -> None:
         self.recording.append((0, 1, datagram))
         start, flags, path_id, spi, number = struct.unpack_from("!BBHIQ", datagram)
-        assert (start, flags, spi) == (0x11, 0, self.spi_base % 2**32)
+        assert (start, flags & ~1, spi) == (0x11, 0, self.spi_base % 2**32)
         assert len(datagram) <= 1472
         direction = self.receiving[path_id]
         assert number not in direction.arrived
@@ -317,6 +386,9 @@ class Peer:
                 self.active |= {p for p, sent in self.challenges.items() if sent == content}
             elif kind == 10:
                 self.closed = True
+            elif kind == 11:
+                self.take_half(*content)
+        self.move_if_ready(flags)
         if eliciting:
             self.send(back, self.ack(direction))
 
@@ -365,6 +437,8 @@ class KeyLog:
     links: dict[frozenset[int], bytes]
     spis: dict[tuple[int, int], int]
     """By sender and receiver."""
+    halves: dict[bytes, X25519PrivateKey]
+    """Private keys of later epochs, at least one end's of each, by public key."""
 
 
 @dataclass(frozen=True)
@@ -375,23 +449,64 @@ class Opened:
     receiver: int
     path_id: int
     number: int
+    epoch: int
     key: bytes
     nonce: bytes
     frames: list[tuple[int, Any]]
 
 
+@dataclass
+class _Link:
+    """What a recording has shown of a link."""
+
+    secrets: list[bytes]
+    """By epoch."""
+    halves: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """Public keys by epoch and sender."""
+    sending: dict[int, int] = field(default_factory=dict)
+    """The newest epoch that each end has sealed in."""
+
+    def epoch_of(self, sender: int, parity: int) -> int:
+        """Packets of a sender are recorded in order, but for some of the epoch before."""
+        newest = self.sending.setdefault(sender, 0)
+        if newest % 2 != parity:
+            newest += 1 if newest + 1 < len(self.secrets) else -1
+        self.sending[sender] = max(newest, self.sending[sender])
+        return newest
+
+    def take_half(self, log: KeyLog, ends: tuple[int, int], epoch: int, public: bytes) -> None:
+        """One end's half of an epoch; with the other end's it gives the secret."""
+        sender, other = ends
+        assert self.halves.setdefault((epoch, sender), public) == public
+        theirs = self.halves.get((epoch, other))
+        if epoch < len(self.secrets) or theirs is None:
+            return
+        if public not in log.halves:
+            sender, other, public, theirs = other, sender, theirs, public
+        self.secrets.append(
+            epoch_link_secret(
+                self.secrets[-1], log.halves[public], theirs, is_low=sender < other, epoch=epoch
+            )
+        )
+
+
 def open_recording(log: KeyLog, recording: Iterable[tuple[int, int, bytes]]) -> Iterator[Opened]:
     """Open every packet; fails on the first that the page does not explain."""
-    directions: dict[tuple[int, int, int], Direction] = {}
+    links = {ends: _Link([secret]) for ends, secret in log.links.items()}
+    directions: dict[tuple[int, int, int, int], Direction] = {}
     for sender, receiver, datagram in recording:
         start, flags, path_id, spi, number = struct.unpack_from("!BBHIQ", datagram)
-        assert (start, flags, spi) == (0x11, 0, log.spis[sender, receiver])
-        direction = directions.get((sender, receiver, path_id))
+        assert (start, flags & ~1, spi) == (0x11, 0, log.spis[sender, receiver])
+        link = links[frozenset((sender, receiver))]
+        epoch = link.epoch_of(sender, flags)
+        direction = directions.get((sender, receiver, path_id, epoch))
         if direction is None:
-            link = log.links[frozenset((sender, receiver))]
-            secret = path_secret(link, sender, receiver, path_id)
-            direction = Direction(log.suite, path_id, secret, log.generation_bits)
-            directions[sender, receiver, path_id] = direction
+            secret = path_secret(link.secrets[epoch], sender, receiver, path_id, epoch)
+            direction = Direction(log.suite, path_id, secret, log.generation_bits, epoch)
+            directions[sender, receiver, path_id, epoch] = direction
         frames = list(decode(direction.open(number, datagram)))
-        key, nonce = direction.key_and_nonce(number)
-        yield Opened(sender, receiver, path_id, number, key, nonce, frames)
+        key, nonce = direction.key_and_nonce(number, flags)
+        yield Opened(sender, receiver, path_id, number, epoch, key, nonce, frames)
+        for kind, content in frames:
+            if kind == 11:
+                link.take_half(log, (sender, receiver), *content)

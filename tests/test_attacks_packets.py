@@ -152,8 +152,10 @@ def row_1_header_bits(attacker: Attacker) -> None:
             yield packet.with_payload(bytes(turned))
 
     attacker.expect(ANY_CAUSE, 128, 1, lambda: attacker.send_all(flipped()))
-    # The first two bytes have one valid value each.
-    attacker.expect("bad_version", 16, 1, lambda: attacker.send_all(list(flipped())[:16]))
+    # Of the first two bytes all bits are fixed but the last, the parity of an epoch not begun.
+    *fixed, parity = list(flipped())[:16]
+    attacker.expect("bad_version", 15, 1, lambda: attacker.send_all(fixed))
+    attacker.expect("unknown_spi", 1, 1, lambda: attacker.send_all([parity]))
 
 
 def row_2_bits_of_ciphertext_and_tag(attacker: Attacker) -> None:

@@ -31,6 +31,7 @@ def test_examine__a_host_with_a_key_can_start_a_job(
         assert topic in found
     assert found["interface"].detail == "eth0 10.0.0.1 (MTU 1500)"
     assert "aes-256-gcm" in found["job key"].detail
+    assert "3,600 s or 1,099,511,627,776 bytes" in found["fresh keys"].detail
 
 
 def test_examine__no_key_is_a_note_and_a_bad_one_fatal(

@@ -7,52 +7,133 @@ the two do not understand each other, one of page and core is wrong.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from meeting import Meeting, meeting_with, open_paths
-from second_implementation import DATA, GENERATION_BITS, GRANT, LIVE_SUITES, SIGNATURE
+from second_implementation import (
+    DATA,
+    EPOCH,
+    GENERATION_BITS,
+    GRANT,
+    LIVE_SUITES,
+    SECONDS_MAX,
+    SIGNATURE,
+)
 
 from securefabric import _core
 
 PAGE = (Path(__file__).resolve().parent.parent / "native/PROTOCOL.md").read_text()
 
 
+def runs_here(suite: str) -> bool:
+    return {name: refusal for name, _, refusal in _core.suites()}[suite] is None
+
+
 @pytest.fixture(params=LIVE_SUITES)
 def meeting(request: pytest.FixtureRequest) -> Iterator[Meeting]:
-    refusal = {suite: refusal for suite, _, refusal in _core.suites()}[request.param]
-    if refusal is not None:
-        pytest.skip(refusal)
+    if not runs_here(request.param):
+        pytest.skip("this CPU does not run the suite")
     with meeting_with(request.param) as made:
         yield made
 
 
-def test_all_reduce__with_the_core(meeting: Meeting) -> None:
+def reduce_once(meeting: Meeting, operation: int) -> None:
+    """One all_reduce of the core with the peer, looked at from both sides."""
     peer = meeting.peer
-    open_paths(meeting)
-    for operation in range(40):  # several generations of keys on each path
-        ours = torch.arange(5, dtype=torch.float32) * (operation + 1)
-        theirs = torch.ones(5)
-        work = meeting.backend.allreduce([ours])
-        values = theirs.numpy().tobytes()
-        path_id = operation % 2
-        frame = peer.reduce_data(meeting.group, operation, operation, values)
-        number = peer.send(path_id, frame)
-        peer.run_until_acked(path_id, number)
-        work.wait()
-        assert torch.equal(ours, torch.arange(5, dtype=torch.float32) * (operation + 1) + 1)
-        received = peer.data_of(operation)
-        assert received.group == meeting.group
-        assert (received.slot, received.flags & 0xC) == (2, 4)
-        assert received.signature == (1, 12, 1, 0, 0, 5)
-        expected = torch.arange(5, dtype=torch.float32) * (operation + 1)
-        assert received.fragment == expected.numpy().tobytes()
-    assert peer.sending[0].next_number >> GENERATION_BITS > 0
+    ours = torch.arange(5, dtype=torch.float32) * (operation + 1)
+    theirs = torch.ones(5)
+    work = meeting.backend.allreduce([ours])
+    values = theirs.numpy().tobytes()
+    path_id = operation % 2
+    frame = peer.reduce_data(meeting.group, operation, operation, values)
+    number = peer.send(path_id, frame)
+    peer.run_until_acked(path_id, number)
+    work.wait()
+    assert torch.equal(ours, torch.arange(5, dtype=torch.float32) * (operation + 1) + 1)
+    received = peer.data_of(operation)
+    assert received.group == meeting.group
+    assert (received.slot, received.flags & 0xC) == (2, 4)
+    assert received.signature == (1, 12, 1, 0, 0, 5)
+    expected = torch.arange(5, dtype=torch.float32) * (operation + 1)
+    assert received.fragment == expected.numpy().tobytes()
+
+
+def drops_of(meeting: Meeting) -> dict[str, int]:
     drops = meeting.fabric.stats()["drops"]
     assert isinstance(drops, dict)
-    assert {cause for cause, count in drops.items() if count} <= {"unknown_spi"}
+    return drops
+
+
+def test_all_reduce__with_the_core(meeting: Meeting) -> None:
+    open_paths(meeting)
+    for operation in range(40):  # several generations of keys on each path
+        reduce_once(meeting, operation)
+    assert meeting.peer.sending[0].next_number >> GENERATION_BITS > 0
+    assert {cause for cause, count in drops_of(meeting).items() if count} <= {"unknown_spi"}
+
+
+def test_epochs__begun_by_the_peer(meeting: Meeting) -> None:
+    peer = meeting.peer
+    open_paths(meeting)
+    for epoch in range(1, 4):
+        reduce_once(meeting, 2 * epoch - 2)
+        peer.offer_epoch()
+        peer.run_until(lambda: peer.half is None and not peer.is_moving())
+        reduce_once(meeting, 2 * epoch - 1)
+        assert peer.epoch == meeting.fabric.stats()["epochs_begun"] == epoch
+        assert {path["epoch"] for path in meeting.fabric.paths()} == {epoch}
+        peer.run_for(0.2)  # what was sealed in the epoch before has come
+    assert {cause for cause, count in drops_of(meeting).items() if count} <= {"unknown_spi"}
+
+
+@pytest.mark.parametrize("suite", LIVE_SUITES)
+def test_epochs__begun_by_the_core(suite: str) -> None:
+    if not runs_here(suite):
+        pytest.skip("this CPU does not run the suite")
+    with meeting_with(suite, epoch_age_s=0.1) as meeting:
+        open_paths(meeting)
+        operation = 0
+        until = time.monotonic() + SECONDS_MAX
+        while meeting.peer.epoch < 3:
+            assert time.monotonic() < until
+            reduce_once(meeting, operation)
+            operation += 1
+        assert {cause for cause, count in drops_of(meeting).items() if count} <= {"unknown_spi"}
+
+
+def test_row_11__who_learns_an_old_key_is_not_heard(meeting: Meeting) -> None:
+    peer = meeting.peer
+    open_paths(meeting)
+    reduce_once(meeting, 0)
+    peer.offer_epoch()
+    peer.run_until(lambda: peer.half is None and not peer.is_moving())
+    reduce_once(meeting, 1)
+    replayed = [datagram for sender, _, datagram in peer.recording if sender == 1]
+    # The old receive keys go within three probe timeouts after our first packet of the new epoch.
+    until = time.monotonic() + SECONDS_MAX
+    known = drops_of(meeting)["unknown_spi"]
+    while drops_of(meeting)["unknown_spi"] == known:
+        assert time.monotonic() < until
+        number = peer.sending[0].next_number
+        peer.socket.sendto(peer.sending[0].seal(peer.spi, b"\x07", flags=0), peer.to[0])
+        peer.run_for(0.05)
+    assert number not in peer.acked[0]
+    # Everything from before, the EPOCH frame among it, once more, with a number that was not used.
+    before = drops_of(meeting)
+    forged = EPOCH.pack(11, 2, X25519PrivateKey.generate().public_key().public_bytes_raw())
+    for datagram in (*replayed, peer.sending[0].seal(peer.spi, forged, flags=0)):
+        path_id = int.from_bytes(datagram[2:4], "big")
+        peer.socket.sendto(datagram, peer.to[path_id & 0xFF])
+    old = 1 + sum(datagram[1] == 0 for datagram in replayed)
+    peer.run_until(lambda: drops_of(meeting)["unknown_spi"] >= before["unknown_spi"] + old)
+    reduce_once(meeting, 2)
+    assert peer.epoch == meeting.fabric.stats()["epochs_begun"] == 1
+    assert drops_of(meeting)["auth_failed"] == 0
 
 
 def test_long_message_to_the_core__is_announced_granted_and_repaired(meeting: Meeting) -> None:

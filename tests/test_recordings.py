@@ -60,13 +60,14 @@ def log_of(peer: Peer) -> KeyLog:
     return KeyLog(
         suite=peer.job.suite,
         generation_bits=GENERATION_BITS,
-        links={frozenset((0, 1)): peer.link},
+        links={frozenset((0, 1)): peer.first_link},
         spis={(1, 0): peer.spi, (0, 1): peer.spi_base},
+        halves=peer.halves,
     )
 
 
 def run_job(suite: str, key_text: bytes | None = None) -> tuple[Peer, bytes]:
-    """Forty reductions, of which the peer loses some packets, and its recording."""
+    """Forty reductions, of which the peer loses some packets, in three epochs; its recording."""
     with meeting_with(suite, key_text) as meeting:
         peer = meeting.peer
         open_paths(meeting)
@@ -80,6 +81,11 @@ def run_job(suite: str, key_text: bytes | None = None) -> tuple[Peer, bytes]:
             peer.run_until_acked(operation % 2, number)
             work.wait()
             peer.data_of(operation)
+            if operation in (15, 30):
+                peer.offer_epoch()
+                peer.run_until(lambda: peer.half is None and not peer.is_moving())
+                peer.run_for(0.2)  # what was sealed in the epoch before has come
+        assert peer.epoch == 2
         return peer, meeting.key_text
 
 
@@ -95,6 +101,9 @@ def test_live__every_packet_opens_and_no_nonce_repeats_over_a_restart(suite: str
         check_nonces(ours)
         assert {(one.sender, one.receiver) for one in ours} == {(0, 1), (1, 0)}
         assert len(generations(ours, GENERATION_BITS)) > 4
+        assert {(one.sender, one.epoch) for one in ours} == {
+            (s, e) for s in (0, 1) for e in range(3)
+        }
         opened += ours
     repeated = [pair for pair, n in Counter((o.key, o.nonce) for o in opened).items() if n > 1]
     assert not repeated
@@ -130,6 +139,8 @@ def simulated() -> _core.ScenarioReport:
     scenario.seed = 7
     scenario["datagram_bytes"] = 1472
     scenario["generation_bits"] = SIMULATED_BITS
+    scenario["epoch_bytes"] = 100_000
+    scenario["rate_mbit"] = 100
     scenario["loss"] = 0.05
     scenario["reorder"] = 0.1
     scenario["duplicate"] = 0.05
@@ -156,7 +167,11 @@ def opened(simulated: _core.ScenarioReport) -> list[Opened]:
         (sender, receiver): (keys[receiver][3] + sender) % 2**32
         for sender, receiver in itertools.permutations(range(len(keys)), 2)
     }
-    log = KeyLog(simulated.suite, SIMULATED_BITS, links, spis)
+    halves = {}
+    for private in itertools.chain.from_iterable(rank[4] for rank in keys):
+        half = X25519PrivateKey.from_private_bytes(private)
+        halves[half.public_key().public_bytes_raw()] = half
+    log = KeyLog(simulated.suite, SIMULATED_BITS, links, spis, halves)
     return list(open_recording(log, simulated.recording))
 
 
@@ -166,7 +181,13 @@ def test_simulated__every_packet_opens_and_no_nonce_repeats(
     assert len(opened) == simulated.traffic["packets_sealed"]
     check_nonces(opened)
     by_path = Counter((s, r, p) for s, r, p, _ in generations(opened, SIMULATED_BITS))
-    assert max(by_path.values()) > 10  # rekeys on one path
+    assert max(by_path.values()) > 10  # generations on one path
+    newest = Counter[int]()
+    for one in opened:
+        newest[one.sender] = max(newest[one.sender], one.epoch)
+    assert min(newest.values()) >= 2
+    # Who moved last may have had nothing to say any more.
+    assert newest.total() <= simulated.traffic["epochs_begun"] <= newest.total() + 1
 
 
 def test_simulated__what_is_sent_again_is_sealed_again(

@@ -87,6 +87,7 @@ def test_summary__says_what_a_user_asks(monkeypatch: pytest.MonkeyPatch) -> None
         fragments_resent=4,
         bytes_resent=2048,
         packets_lost=5,
+        epochs_begun=6,
         kernel_drops=9,
         drops={"auth_failed": 2, "unknown_spi": 1, "malformed": 0},
     )
@@ -96,6 +97,7 @@ def test_summary__says_what_a_user_asks(monkeypatch: pytest.MonkeyPatch) -> None
         "  sealed        12,345 packets     3.00 MiB",
         "  opened        12,001 packets        512 B",
         "  resent             4 fragments   2.00 KiB, 5 packets lost, 0 of them wrongly",
+        "  rekeyed            6 times, a link each",
         "  dropped            3 datagrams (auth_failed 2, unknown_spi 1), "
         "2 authentication failures, 9 lost to full buffers",
     ]

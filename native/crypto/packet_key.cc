@@ -91,6 +91,12 @@ void PathSealer::begin_epoch(SecretBuffer path_secret) {
   key_ = GenerationKey();
 }
 
+void PathSealer::wipe() {
+  seal_limit_ = next_;
+  path_secret_ = SecretBuffer();
+  key_ = GenerationKey();
+}
+
 const char* open_status_name(OpenStatus status) {
   switch (status) {
     case OpenStatus::kOk: return "ok";

@@ -111,6 +111,14 @@ Result<std::array<uint8_t, Size>> random_bytes() {
   return bytes;
 }
 
+// A generator that worked when the fabric was made and fails later leaves nothing safe to go on
+// with.
+crypto::SecretBuffer draw_private_key() {
+  auto key = crypto::SecretBuffer::allocate(crypto::kPrivateKeyBytes);
+  SF_CHECK_MSG(fill_entropy(key.bytes()).ok(), "the kernel's random generator fails");
+  return key;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto::Suite suite,
@@ -161,6 +169,9 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
                                                          : provider.value()->generation_bits_max();
   endpoint.private_key = std::move(private_key);
   endpoint.job_secret = std::move(job_secret);
+  endpoint.draw_private_key = draw_private_key;
+  endpoint.epoch_limits = {config.epoch_age, config.epoch_bytes,
+                           uint64_t{1} << (provider.value()->forgery_bits_max() - 1)};
   endpoint.random_seed = reader.u64();
   endpoint.spi_base = base::Spi{reader.u32()};
   endpoint.socket_count = sockets.size();

@@ -33,6 +33,8 @@ struct FabricConfig {
   uint16_t port_first = 0;             // sockets take free ports from here; 0: any port
   uint16_t port_last = 0;              // up to here, inclusive; at least port_first
   size_t paths_per_peer = 8;           // sending paths to each peer, at most
+  base::Duration epoch_age = transport::EpochLimits().age;  // a link's keys are replaced after it
+  uint64_t epoch_bytes = transport::EpochLimits().bytes;    // or after these
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
   base::Duration heartbeat = transport::kHeartbeatDefault;

@@ -121,7 +121,8 @@ std::map<std::string, uint64_t> traffic_of(const ScenarioReport& report) {
           {"fragments_resent", traffic.fragments_resent},
           {"bytes_resent", traffic.bytes_resent},
           {"probe_timeouts", traffic.probe_timeouts},
-          {"paths_suspected", traffic.paths_suspected}};
+          {"paths_suspected", traffic.paths_suspected},
+          {"epochs_begun", traffic.epochs_begun}};
 }
 
 std::map<std::string, uint64_t> link_counts(const sim::LinkCounters& links) {
@@ -199,12 +200,13 @@ std::vector<std::tuple<uint32_t, uint32_t, py::bytes>> recording_of(const Scenar
   return recording;
 }
 
-// By rank: X25519 private key, entry, job secret, SPI base.
-std::vector<std::tuple<py::bytes, py::bytes, py::bytes, uint32_t>> key_log_of(
-    const ScenarioReport& report) {
-  std::vector<std::tuple<py::bytes, py::bytes, py::bytes, uint32_t>> keys;
+// By rank: X25519 private key, entry, job secret, SPI base, private keys of later epochs.
+using KeyLogRow = std::tuple<py::bytes, py::bytes, py::bytes, uint32_t, std::vector<py::bytes>>;
+std::vector<KeyLogRow> key_log_of(const ScenarioReport& report) {
+  std::vector<KeyLogRow> keys;
   for (const sim::SimulatedKeys& one : report.key_log) {
-    keys.emplace_back(one.private_key, one.entry, one.job_secret, one.spi_base);
+    std::vector<py::bytes> later(one.epoch_private_keys.begin(), one.epoch_private_keys.end());
+    keys.emplace_back(one.private_key, one.entry, one.job_secret, one.spi_base, std::move(later));
   }
   return keys;
 }

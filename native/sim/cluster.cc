@@ -92,6 +92,10 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.paths_per_peer = options_.paths_per_peer;
   config.datagram_bytes_max = options_.datagram_bytes_max;
   config.burst_segments_max = options_.burst_segments_max;
+  config.draw_private_key = [this, rank, draws = base::Random(random.next())]() mutable {
+    return draw_epoch_key(rank, draws);
+  };
+  config.epoch_limits = options_.epoch_limits;
   config.random_seed = random.next();
   config.join_timeout = options_.join_timeout;
   config.death_timeout = options_.death_timeout;
@@ -100,8 +104,11 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.heeds_delay = options_.heeds_delay;
   config.sprays_blind = options_.sprays_blind;
 
-  SimulatedKeys keys{text_of(config.private_key.view()), "", text_of(config.job_secret.view()),
-                     config.spi_base.value};
+  SimulatedKeys keys{text_of(config.private_key.view()),
+                     "",
+                     text_of(config.job_secret.view()),
+                     config.spi_base.value,
+                     {}};
   Node& node = nodes_[rank];
   transport::PeerDescription& entry = node.entry;
   entry.rank = config.rank;
@@ -122,6 +129,12 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   if (options_.is_recorded) key_log_.push_back(std::move(keys));
   node.is_alive = !options_.absent.contains(rank);
   if (node.is_alive) board_.publish(entry);
+}
+
+crypto::SecretBuffer Cluster::draw_epoch_key(uint32_t rank, base::Random& random) {
+  auto key = random_secret(random, crypto::kPrivateKeyBytes);
+  if (options_.is_recorded) key_log_.at(rank).epoch_private_keys.push_back(text_of(key.view()));
+  return key;
 }
 
 void Cluster::join(uint32_t rank) {

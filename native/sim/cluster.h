@@ -31,11 +31,12 @@
 namespace securefabric::sim {
 
 struct ClusterOptions {
-  uint32_t ranks = 2;             // of the world
-  uint64_t seed = 1;              // of keys, links and jitter
-  size_t sockets_per_rank = 2;    // each pair of sockets is a route of its own
-  size_t paths_per_peer = 4;      // of these routes, how many a rank uses to each peer
-  unsigned generation_bits = 22;  // log2 of the packets sealed under one key
+  uint32_t ranks = 2;                   // of the world
+  uint64_t seed = 1;                    // of keys, links and jitter
+  size_t sockets_per_rank = 2;          // each pair of sockets is a route of its own
+  size_t paths_per_peer = 4;            // of these routes, how many a rank uses to each peer
+  unsigned generation_bits = 22;        // log2 of the packets sealed under one key
+  transport::EpochLimits epoch_limits;  // when a link's keys are replaced
   size_t datagram_bytes_max = transport::kDatagramBytesMax;
   size_t burst_segments_max = transport::kBurstSegmentsMax;
   LinkOptions link;                                        // of every wire at the start
@@ -56,10 +57,11 @@ struct ClusterOptions {
 // What a second implementation needs to open what a simulated rank sends and receives. These keys
 // come from the seed and protect nothing; processes on sockets have no such log.
 struct SimulatedKeys {
-  std::string private_key;  // X25519
-  std::string entry;        // as published
-  std::string job_secret;   // of all ranks but impostors
-  uint32_t spi_base = 0;    // what the rank expects in packets to it
+  std::string private_key;                      // X25519
+  std::string entry;                            // as published
+  std::string job_secret;                       // of all ranks but impostors
+  uint32_t spi_base = 0;                        // what the rank expects in packets to it
+  std::vector<std::string> epoch_private_keys;  // X25519, of all its links, in the order of drawing
 };
 
 class Cluster {
@@ -162,6 +164,7 @@ class Cluster {
   using Event = std::variant<Parcel, Timer, BoardAnswer, Action>;
 
   void make_node(uint32_t rank, base::Random& random);
+  crypto::SecretBuffer draw_epoch_key(uint32_t rank, base::Random& random);
   void handle(Event& event);
   void run_turns();
   void turn(uint32_t rank);

@@ -83,6 +83,8 @@ void add_rank(std::vector<ScenarioKnob>& knobs) {
   const char* rank = "rank";
   constexpr double kSocketsMax = transport::kSocketsMax;
   constexpr double kNanosMax = 1e9;
+  constexpr double kEpochBytesMin = 1'000;
+  constexpr double kEpochBytesMax = 1e15;
   constexpr double kGenerationBitsMin = 5;  // fewer packets than are in flight: keys run away
   knobs.push_back(number(rank, "sockets", "sockets of each rank", 1, kSocketsMax,
                          [](auto& o) -> auto& { return o.cluster.sockets_per_rank; }));
@@ -98,6 +100,11 @@ void add_rank(std::vector<ScenarioKnob>& knobs) {
   knobs.push_back(number(rank, "generation_bits", "log2 of the packets under one key",
                          kGenerationBitsMin, ClusterOptions{}.generation_bits,
                          [](auto& o) -> auto& { return o.cluster.generation_bits; }));
+  knobs.push_back(number(rank, "epoch_bytes", "after which a link changes its keys", kEpochBytesMin,
+                         kEpochBytesMax,
+                         [](auto& o) -> auto& { return o.cluster.epoch_limits.bytes; }));
+  knobs.push_back(duration(rank, "epoch_age_s", "after which it does, too", kNanosPerSecond,
+                           [](auto& o) -> auto& { return o.cluster.epoch_limits.age; }));
   knobs.push_back(duration(rank, "death_timeout_s", "silence after which a peer is lost",
                            kNanosPerSecond,
                            [](auto& o) -> auto& { return o.cluster.death_timeout; }));

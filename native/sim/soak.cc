@@ -32,6 +32,7 @@ class Draw {
     options.heal_limit = kHealLimit;
     const int64_t events = chance(0.6) ? between(1, 4) : 0;
     for (int64_t i = 0; i < events; ++i) options.events.push_back(draw_event(options));
+    draw_epochs(options.cluster.epoch_limits);
     return options;
   }
 
@@ -66,6 +67,12 @@ class Draw {
       host.datagram_cost = Duration::nanos(between(0, 1'000));
       host.byte_cost_ns = static_cast<double>(between(0, 10)) / 10;
     }
+  }
+
+  void draw_epochs(transport::EpochLimits& limits) {
+    if (chance(0.4)) limits.bytes = static_cast<uint64_t>(between(10'000, 1'000'000));
+    // Never so young that a change is always under way: nothing would ever be drained.
+    if (chance(0.2)) limits.age = Duration::millis(between(200, 4'000));
   }
 
   void draw_link(LinkOptions& link) {

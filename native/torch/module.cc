@@ -127,8 +127,9 @@ std::unique_ptr<FabricHandle> make_fabric(
     uint32_t rank, uint32_t world_size, uint32_t local_world_size, const std::string& suite_name,
     const py::bytearray& key_text, std::vector<std::string> addresses, std::string interfaces,
     size_t sockets_per_interface, uint16_t port_first, uint16_t port_last, size_t paths_per_peer,
-    double join_timeout_s, double death_timeout_s, double heartbeat_s, bool gso, bool gro,
-    std::string spin, bool eager_connect, unsigned generation_bits, py::object resolve) {
+    double join_timeout_s, double death_timeout_s, double heartbeat_s, double epoch_age_s,
+    uint64_t epoch_bytes, bool gso, bool gro, std::string spin, bool eager_connect,
+    unsigned generation_bits, py::object resolve) {
   net::FabricConfig config;
   config.rank = base::Rank{rank};
   config.world_size = world_size;
@@ -142,6 +143,8 @@ std::unique_ptr<FabricHandle> make_fabric(
   config.join_timeout = from_seconds(join_timeout_s);
   config.death_timeout = from_seconds(death_timeout_s);
   config.heartbeat = from_seconds(heartbeat_s);
+  config.epoch_age = from_seconds(epoch_age_s);
+  config.epoch_bytes = epoch_bytes;
   config.use_gso = gso;
   config.use_gro = gro;
   config.spin = std::move(spin);
@@ -204,6 +207,7 @@ py::dict stats_dict(const net::FabricStats& stats) {
   out["tail_probes"] = traffic.tail_probes;
   out["probe_timeouts"] = traffic.probe_timeouts;
   out["paths_suspected"] = traffic.paths_suspected;
+  out["epochs_begun"] = traffic.epochs_begun;
   out["acks_sent"] = traffic.acks_sent;
   out["ce_received"] = traffic.ce_received;
   out["unexpected_messages"] = traffic.unexpected_messages;
@@ -231,6 +235,7 @@ py::list path_list(
       one["packets_sealed"] = path.packets_sealed;
       one["packets_lost"] = path.packets_lost;
       one["message_bytes"] = path.message_bytes;
+      one["epoch"] = path.epoch;
       out.append(std::move(one));
     }
   }
@@ -260,8 +265,9 @@ void bind_fabric(py::module_& module) {
            py::arg("addresses"), py::arg("interfaces"), py::arg("sockets_per_interface"),
            py::arg("port_first"), py::arg("port_last"), py::arg("paths_per_peer"),
            py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
-           py::arg("gso"), py::arg("gro"), py::arg("spin"), py::arg("eager_connect"),
-           py::arg("generation_bits"), py::arg("resolve"))
+           py::arg("epoch_age_s"), py::arg("epoch_bytes"), py::arg("gso"), py::arg("gro"),
+           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"),
+           py::arg("resolve"))
       .def_property_readonly("public_key",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",

@@ -17,6 +17,7 @@ using base::Status;
 Connection::Connection(Shared shared, base::Rank peer, Instant now)
     : shared_(shared),
       peer_(peer),
+      epochs_(shared.config.rank, peer, epoch_limits(shared.config.epoch_limits, shared.random)),
       scheduler_(shared.config.sprays_blind),
       receives_(peer, shared.matcher, shared.traffic),
       last_heard_at_(now),
@@ -46,10 +47,7 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
     report_failure(ErrorCode::kAuth, "cannot be linked: " + link.error().message);
     return *error_;
   }
-  const base::Bytes secret = link.value().view();
-  constexpr uint32_t kFirstEpoch = 0;
-  send_secret_ = crypto::derive_direction_secret(secret, config.rank, peer_, kFirstEpoch);
-  receive_secret_ = crypto::derive_direction_secret(secret, peer_, config.rank, kFirstEpoch);
+  epochs_.install(std::move(link).value(), now);
   peer_spi_ = base::Spi{peer.spi_base.value + config.rank.value};
   datagram_bytes_ = std::min(config.datagram_bytes_max, peer.datagram_bytes_max);
   state_ = ConnectionState::kConfirming;
@@ -84,7 +82,7 @@ void Connection::open_sending_paths(size_t count, Instant now) {
 
 SendingPath& Connection::open_sending_path(PathId id, Instant now) {
   const EndpointConfig& config = shared_.config;
-  crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(send_secret_->view(), id), id,
+  crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(epochs_.send_secret(), id), id,
                             config.generation_bits);
   sending_.push_back(std::make_unique<SendingPath>(id, peer_info_.addresses[id.receiver_socket()],
                                                    std::move(sealer), datagram_bytes_,
@@ -99,10 +97,7 @@ ReceivingPath* Connection::receiving_path(PathId id) {
   if (const auto at = receiving_.find(id); at != receiving_.end()) return at->second.get();
   // The caller has checked the receiver's socket; this bounds what a stranger can make us allocate.
   if (id.sender_socket() >= peer_info_.addresses.size()) return nullptr;
-  crypto::PathOpener opener(*shared_.config.aead,
-                            crypto::derive_path_secret(receive_secret_->view(), id), id,
-                            shared_.config.generation_bits);
-  auto path = std::make_unique<ReceivingPath>(id, std::move(opener));
+  auto path = std::make_unique<ReceivingPath>(id, make_opener(id));
   return (receiving_[id] = std::move(path)).get();
 }
 
@@ -125,6 +120,7 @@ void Connection::fail(Error error) {
   sends_.clear();
   receives_.clear();
   control_.clear();
+  wipe_keys();
   error_ = error;
   shared_.events.push_back(PeerFailed{peer_, std::move(error)});
 }
@@ -139,15 +135,11 @@ std::string Connection::describe() const {
   return text;
 }
 
-namespace {
-
 std::string in_seconds(Duration duration) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.1f s", duration.seconds());
   return text;
 }
-
-}  // namespace
 
 std::string Connection::join_failure(Instant now) const {
   const std::string waited = in_seconds(now - required_at_);
@@ -204,6 +196,9 @@ void Connection::handle_timeout(Instant now) {
     settle(*path, settled_, now);
     if (path->probe_deadline() <= now) on_probe_timer(*path, now);
   }
+  retire_epoch_if_due(now);
+  begin_epoch_if_due(now);
+  fail_epoch_if_overdue(now);
   check_liveness(now);
 }
 
@@ -221,6 +216,7 @@ Instant Connection::deadline(Instant now) const {
   }
   const EndpointConfig& config = shared_.config;
   if (state_ == ConnectionState::kOpen) {
+    earliest = base::earlier(earliest, epochs_.deadline(epoch_linger(), epoch_patience()));
     earliest = base::earlier(earliest, last_sent_at_ + config.heartbeat);
     earliest = base::earlier(earliest, last_heard_at_ + config.death_timeout);
   } else if (!required_at_.is_never()) {
@@ -295,9 +291,7 @@ bool Connection::is_drained() const {
   return sends_.is_drained() && control_.empty() && !awaits_acks;
 }
 
-namespace {
-
-PathReport report_of(const SendingPath& path, Instant now) {
+PathReport Connection::report_of(const SendingPath& path, Instant now) const {
   PathReport report;
   report.id = path.id;
   report.to = path.to;
@@ -311,10 +305,9 @@ PathReport report_of(const SendingPath& path, Instant now) {
   report.packets_sealed = path.sealer.next_packet_number();
   report.packets_lost = path.packets_lost;
   report.message_bytes = path.message_bytes;
+  report.epoch = epochs_.sending_epoch();
   return report;
 }
-
-}  // namespace
 
 std::vector<PathReport> Connection::paths(Instant now) const {
   std::vector<PathReport> reports;

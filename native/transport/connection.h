@@ -2,6 +2,7 @@
 //
 // In:  install ─► handle_packet (open, decode, dispatch) ─► effects: events, acks, grants
 // Out: poll_burst ─► choose a path ─► fill packets (acks, control, data) ─► seal ─► one GSO burst
+// Keys: apply(LinkEpochs::Effects) ─► receive keys in, sending moves, old keys wiped
 // Time: handle_timeout ─► loss by time, probe timeouts, challenges, heartbeat, death
 //
 // The states:  resolving ─► confirming ─► open ─► closed (the peer left) or failed (it is lost).
@@ -52,6 +53,7 @@ struct PathReport {
   uint64_t packets_sealed = 0;
   uint64_t packets_lost = 0;   // declared lost
   uint64_t message_bytes = 0;  // payload sent on it, resends included
+  uint32_t epoch = 0;          // of the keys that it seals with; the same for all paths of a peer
 };
 
 // Memory that calls use and leave; one for all connections of an endpoint, so that an idle peer
@@ -61,6 +63,9 @@ struct Scratch {
   std::vector<uint8_t> bitmap;     // of one ack
   SentPackets::Settled settled;    // by one ack or timeout
 };
+
+// "12.5 s", for messages.
+std::string in_seconds(base::Duration duration);
 
 class Connection {
  public:
@@ -125,7 +130,7 @@ class Connection {
   uint64_t fragments_resent() const { return sends_.resent_fragments(); }
 
  private:
-  using ControlFrame = std::variant<SentCredit, wire::GrantFrame, wire::StatusFrame,
+  using ControlFrame = std::variant<SentCredit, SentEpoch, wire::GrantFrame, wire::StatusFrame,
                                     std::shared_ptr<const wire::AbortFrame>, wire::GoodbyeFrame>;
 
   // What the frames of one packet asked for, gathered before acting on the path.
@@ -138,6 +143,7 @@ class Connection {
   // connection.cc: set-up, liveness
   void open_sending_paths(size_t count, base::Instant now);
   SendingPath& open_sending_path(base::PathId id, base::Instant now);
+  PathReport report_of(const SendingPath& path, base::Instant now) const;
   ReceivingPath* receiving_path(base::PathId id);
   void report_failure(base::ErrorCode code, const std::string& what);
   void check_liveness(base::Instant now);
@@ -145,7 +151,8 @@ class Connection {
 
   // connection_receive.cc: what arrives
   void count_drop(crypto::OpenStatus status);
-  PacketContent handle_frames(base::Instant now, ReceivingPath& path, base::Bytes plaintext);
+  PacketContent handle_frames(base::Instant now, ReceivingPath& path, crypto::EpochBit sealed_in,
+                              base::Bytes plaintext);
   void handle(base::Instant now, ReceivingPath& path, const wire::DataFrame& frame,
               PacketContent& content);
   void handle(base::Instant now, const wire::AckFrame& frame, PacketContent& content);
@@ -160,6 +167,19 @@ class Connection {
   void on_congestion_report(SendingPath& path, uint32_t ce_count, base::Instant now);
   void settle(SendingPath& path, const SentPackets::Settled& settled, base::Instant now);
   void settle_frame_lost(const ReliableFrame& frame);
+
+  // connection_epochs.cc: the keys of all paths change together
+  static EpochLimits epoch_limits(const EpochLimits& configured, base::Random& random);
+  void apply(const LinkEpochs::Effects& effects);
+  void handle(base::Instant now, const wire::EpochFrame& frame, crypto::EpochBit sealed_in);
+  void begin_epoch_if_due(base::Instant now);
+  void retire_epoch_if_due(base::Instant now);
+  void fail_epoch_if_overdue(base::Instant now);
+  base::Duration epoch_linger() const;    // how long old receive keys are kept
+  base::Duration epoch_patience() const;  // how long the peer may take to follow
+  crypto::PathOpener make_opener(base::PathId id) const;
+  // The connection has ended: nothing is sealed or opened any more.
+  void wipe_keys();
 
   // connection_send.cc: what goes out
   void on_probe_timer(SendingPath& path, base::Instant now);
@@ -200,8 +220,7 @@ class Connection {
   PeerDescription peer_info_;                           // valid from kConfirming on
   base::Spi peer_spi_;                                  // what the peer listens to me on
   size_t datagram_bytes_ = 0;                           // largest that both ends take
-  std::optional<crypto::SecretBuffer> send_secret_;     // direction secret, from me to the peer
-  std::optional<crypto::SecretBuffer> receive_secret_;  // from the peer to me
+  LinkEpochs epochs_;                                   // the link's secrets
   std::vector<std::unique_ptr<SendingPath>> sending_;   // in the order of opening; never closed
   std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when first used
   PathScheduler scheduler_;                                           // which of sending_ is next

@@ -32,15 +32,18 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   const base::Bytes aad = datagram.first(wire::kHeaderBytes);
   const base::Bytes sealed = datagram.subspan(wire::kHeaderBytes);
   plaintext_.resize(sealed.size() - crypto::kAuthTagBytes);
-  const OpenStatus status = path->opener.open(0, header.packet_number, aad, sealed, plaintext_);
+  const OpenStatus status =
+      path->opener.open(header.epoch_bit, header.packet_number, aad, sealed, plaintext_);
   if (status != OpenStatus::kOk) return count_drop(status);
+  epochs_.on_traffic(datagram.size());
+  apply(epochs_.on_opened(header.epoch_bit, now));
 
   ++shared_.traffic.packets_opened;
   shared_.traffic.bytes_opened += datagram.size();
   if (is_marked_ce) ++shared_.traffic.ce_received;
   last_heard_at_ = now;
   waited_ = waited;
-  const PacketContent content = handle_frames(now, *path, plaintext_);
+  const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext_);
   if (content.is_malformed) {
     ++shared_.drops.malformed;
     report_failure(ErrorCode::kPeerLost,
@@ -62,12 +65,16 @@ void Connection::count_drop(OpenStatus status) {
     case OpenStatus::kFutureGeneration: ++drops.future_generation; break;
     case OpenStatus::kReplayDuplicate: ++drops.replay_duplicate; break;
     case OpenStatus::kReplayTooOld: ++drops.replay_too_old; break;
-    case OpenStatus::kAuthFailed: ++drops.auth_failed; break;
+    case OpenStatus::kAuthFailed:
+      ++drops.auth_failed;
+      epochs_.on_forgery();
+      break;
     case OpenStatus::kLimit: ++drops.packet_limit; break;
   }
 }
 
 Connection::PacketContent Connection::handle_frames(Instant now, ReceivingPath& path,
+                                                    crypto::EpochBit sealed_in,
                                                     base::Bytes plaintext) {
   PacketContent content;
   wire::FrameDecoder decoder(plaintext);
@@ -91,6 +98,8 @@ Connection::PacketContent Connection::handle_frames(Instant now, ReceivingPath& 
         shared_.events.push_back(StatusReceived{peer_, *status});
       }
       if (const auto* abort = std::get_if<wire::AbortFrame>(&*frame)) handle(*abort);
+      if (const auto* epoch = std::get_if<wire::EpochFrame>(&*frame))
+        handle(now, *epoch, sealed_in);
       if (std::holds_alternative<wire::GoodbyeFrame>(*frame)) handle_goodbye();
     }
     // A frame may have ended the connection: what follows it has no meaning any more.
@@ -183,6 +192,9 @@ void Connection::settle(SendingPath& path, const SentPackets::Settled& settled, 
     if (packet.data) deliver(*packet.data);
     for (const ReliableFrame& frame : packet.others) {
       if (const auto* data = std::get_if<SentData>(&frame)) deliver(*data);
+      if (const auto* half = std::get_if<SentEpoch>(&frame)) {
+        apply(epochs_.on_acknowledged(half->epoch));
+      }
     }
   };
   const auto on_arrived = [&](const SentPacket& packet) {
@@ -224,6 +236,8 @@ void Connection::settle_frame_lost(const ReliableFrame& frame) {
     control_.push_front(*grant);
   } else if (const auto* abort = std::get_if<std::shared_ptr<const wire::AbortFrame>>(&frame)) {
     control_.push_front(*abort);
+  } else if (const auto* half = std::get_if<SentEpoch>(&frame)) {
+    control_.push_front(*half);
   } else if (!credit_queued_) {
     credit_queued_ = true;
     control_.push_front(SentCredit{});
@@ -287,6 +301,7 @@ void Connection::handle_goodbye() {
   sends_.clear();
   receives_.keep_complete();
   control_.clear();
+  wipe_keys();
   error_ = Error{ErrorCode::kPeerLost,
                  describe() + " has left the job: it shut its process groups down"};
   shared_.events.push_back(PeerLeft{peer_});

@@ -109,6 +109,7 @@ SendingPath* Connection::pick_ack_path(Instant now) {
 
 bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out) {
   if (!is_usable() || state_ == ConnectionState::kResolving) return false;
+  begin_epoch_if_due(now);
   const Turn turn = pick_turn(now);
   SendingPath* path = turn.path;
   if (path == nullptr) return false;
@@ -143,7 +144,7 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
 bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder& builder,
                              SentPacket record, base::MutableBytes datagram) {
   const base::PacketNumber number = path.sealer.next_packet_number();
-  wire::encode_header({path.id, peer_spi_, number}, datagram);
+  wire::encode_header({path.id, peer_spi_, number, epochs_.sending_bit()}, datagram);
   if (!path.sealer.seal(datagram.first(wire::kHeaderBytes), builder.parts(),
                         datagram.subspan(wire::kHeaderBytes))) {
     report_failure(base::ErrorCode::kLimit,
@@ -159,6 +160,7 @@ bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder
   path.sent.on_sent(number, std::move(record));
   ++shared_.traffic.packets_sealed;
   shared_.traffic.bytes_sealed += datagram.size();
+  epochs_.on_traffic(datagram.size());
   return true;
 }
 
@@ -228,7 +230,15 @@ void Connection::fill_control(PacketBuilder& builder, SentPacket& record) {
   while (!control_.empty()) {
     ControlFrame& frame = control_.front();
     bool fits = false;
-    if (std::holds_alternative<SentCredit>(frame)) {
+    if (std::holds_alternative<SentEpoch>(frame)) {
+      const std::optional<wire::EpochFrame>& half = epochs_.half();
+      if (!half) {  // the peer has it by now
+        control_.pop_front();
+        continue;
+      }
+      fits = builder.add(*half);
+      if (fits) record.others.emplace_back(SentEpoch{half->epoch});
+    } else if (std::holds_alternative<SentCredit>(frame)) {
       const uint64_t window = shared_.pool.window_of(peer_);
       fits = builder.add(wire::CreditFrame{receives_.eager_limit(), window, next_credit_serial_});
       if (fits) {

@@ -38,6 +38,7 @@ struct TrafficCounters {
   uint64_t tail_probes = 0;             // silent paths that were asked, before any timeout
   uint64_t probe_timeouts = 0;          // PTOs that fired
   uint64_t paths_suspected = 0;         // times a path became suspect
+  uint64_t epochs_begun = 0;            // times a link moved to fresh keys
   uint64_t acks_sent = 0;               // ACK frames
   uint64_t ce_received = 0;             // packets that arrived marked CE
   uint64_t unexpected_messages = 0;     // arrived before their receive was posted

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "base/ids.h"
@@ -9,6 +10,7 @@
 #include "crypto/key_exchange.h"
 #include "crypto/secret.h"
 #include "transport/limits.h"
+#include "transport/link_epochs.h"
 
 namespace securefabric::transport {
 
@@ -19,6 +21,8 @@ struct EndpointConfig {
   unsigned generation_bits = 22;                  // log2 of the packets sealed under one key
   crypto::SecretBuffer private_key;               // X25519, 32 bytes, made for this incarnation
   crypto::SecretBuffer job_secret;                // from the job key; empty without one
+  LinkEpochs::DrawPrivateKey draw_private_key;    // of later epochs: 32 bytes of fresh entropy
+  EpochLimits epoch_limits;                       // when a link's keys are replaced
   base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
   size_t socket_count = 1;                        // local sockets, numbered from 0
   size_t paths_per_peer = 8;                      // sending paths to each peer, at most

@@ -138,6 +138,17 @@ inline constexpr int kMtuBlackHoleLosses = 6;
 // A search that ended below the ceiling is repeated (RFC 8899 has ten minutes for the Internet).
 inline constexpr base::Duration kMtuRaiseInterval = base::Duration::seconds(60);
 
+// --- Epochs --------------------------------------------------------------------------------------
+// Old receive keys are kept for this many of the longest probe timeout after the peer has moved:
+// what was sealed with them has arrived by then or is resent under the new ones.
+inline constexpr int64_t kEpochLingerPtos = 3;
+// A peer that has not followed into an epoch this long after the change began, the death timeout
+// added, is failed. It answers and does not change keys, so it is broken or does not want to.
+inline constexpr base::Duration kEpochChangeMax = base::Duration::seconds(60);
+// Links change within the last part (one in this many) of their age, at random: those that were
+// made together do not all change together.
+inline constexpr int64_t kEpochAgeSpread = 8;
+
 // --- Liveness ------------------------------------------------------------------------------------
 inline constexpr base::Duration kJoinTimeoutDefault = base::Duration::seconds(60);
 inline constexpr base::Duration kDeathTimeoutDefault = base::Duration::seconds(10);

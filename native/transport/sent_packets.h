@@ -31,9 +31,14 @@ struct SentData {
 // The newest credit is sent when one is lost; its value is looked up then.
 struct SentCredit {};
 
+// Our half of the exchange for this epoch; its value is looked up when it is sent again.
+struct SentEpoch {
+  uint32_t epoch = 0;
+};
+
 // Frames that must arrive, as remembered in case their packet is lost.
-using ReliableFrame =
-    std::variant<SentData, SentCredit, wire::GrantFrame, std::shared_ptr<const wire::AbortFrame>>;
+using ReliableFrame = std::variant<SentData, SentCredit, SentEpoch, wire::GrantFrame,
+                                   std::shared_ptr<const wire::AbortFrame>>;
 
 struct SentPacket {
   enum class State : uint8_t { kInFlight, kAcked, kLost };

@@ -35,6 +35,7 @@ std::optional<Frame> FrameDecoder::next() {
     case FrameType::kStatus: return status();
     case FrameType::kAbort: return abort();
     case FrameType::kGoodbye: return GoodbyeFrame{};
+    case FrameType::kEpoch: return epoch();
   }
   return malformed();
 }
@@ -131,6 +132,15 @@ std::optional<Frame> FrameDecoder::abort() {
     if (c < 0x20 || c > 0x7E) c = '?';
   }
   return if_complete(frame);
+}
+
+std::optional<Frame> FrameDecoder::epoch() {
+  EpochFrame frame;
+  frame.epoch = reader_.u32();
+  const base::Bytes key = reader_.take(frame.public_key.size());
+  if (!reader_.ok() || frame.epoch == 0) return malformed();
+  std::copy(key.begin(), key.end(), frame.public_key.begin());
+  return frame;
 }
 
 }  // namespace securefabric::wire

@@ -27,6 +27,7 @@ class FrameDecoder {
   std::optional<Frame> grant();
   std::optional<Frame> status();
   std::optional<Frame> abort();
+  std::optional<Frame> epoch();
   // Returns `frame` if every read so far was inside the packet.
   std::optional<Frame> if_complete(Frame frame);
 

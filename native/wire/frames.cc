@@ -124,4 +124,11 @@ void encode(const GoodbyeFrame& frame, base::ByteWriter& out) {
   type(FrameType::kGoodbye, out);
 }
 
+void encode(const EpochFrame& frame, base::ByteWriter& out) {
+  const SizeCheck check(out, encoded_bytes(frame));
+  type(FrameType::kEpoch, out);
+  out.u32(frame.epoch);
+  out.bytes(frame.public_key);
+}
+
 }  // namespace securefabric::wire

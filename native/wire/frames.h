@@ -4,6 +4,7 @@
 // Decoding is in decode.h.
 #pragma once
 
+#include <array>
 #include <compare>
 #include <cstdint>
 #include <optional>
@@ -27,6 +28,7 @@ enum class FrameType : uint8_t {
   kStatus = 8,       // which operation this rank is at, and whether the peer should tell the same
   kAbort = 9,        // this rank has given a group up
   kGoodbye = 10,     // this process leaves in good order
+  kEpoch = 11,       // half of the key exchange for the link's next epoch
 };
 
 // Which matching rules a message follows.
@@ -126,8 +128,15 @@ inline constexpr size_t kAbortFrameBytes = 12;  // without the reason
 struct GoodbyeFrame {};
 inline constexpr size_t kGoodbyeFrameBytes = 1;
 
-using Frame = std::variant<DataFrame, AckFrame, CreditFrame, GrantFrame, ConfirmFrame,
-                           ConfirmEchoFrame, PingFrame, StatusFrame, AbortFrame, GoodbyeFrame>;
+struct EpochFrame {
+  uint32_t epoch = 0;                    // that it leads to; never 0
+  std::array<uint8_t, 32> public_key{};  // X25519, made for this epoch of this link alone
+};
+inline constexpr size_t kEpochFrameBytes = 37;
+
+using Frame =
+    std::variant<DataFrame, AckFrame, CreditFrame, GrantFrame, ConfirmFrame, ConfirmEchoFrame,
+                 PingFrame, StatusFrame, AbortFrame, GoodbyeFrame, EpochFrame>;
 
 // Frame headers are copied into the packet; the bytes of a DataFrame are not: they are sealed
 // straight from the caller's memory behind what this writes.
@@ -141,6 +150,7 @@ void encode(const PingFrame& frame, base::ByteWriter& out);
 void encode(const StatusFrame& frame, base::ByteWriter& out);
 void encode(const AbortFrame& frame, base::ByteWriter& out);
 void encode(const GoodbyeFrame& frame, base::ByteWriter& out);
+void encode(const EpochFrame& frame, base::ByteWriter& out);
 
 inline size_t encoded_bytes(const DataFrame& f) {  // without the fragment's bytes
   return kDataFrameBytes + (f.signature ? kSignatureBytes : 0);
@@ -171,6 +181,9 @@ inline size_t encoded_bytes(const AbortFrame& f) {
 }
 inline size_t encoded_bytes(const GoodbyeFrame&) {
   return kGoodbyeFrameBytes;
+}
+inline size_t encoded_bytes(const EpochFrame&) {
+  return kEpochFrameBytes;
 }
 
 }  // namespace securefabric::wire

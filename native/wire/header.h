@@ -2,7 +2,7 @@
 //
 //   offset  size  field
 //        0     1  version (high 4 bits) = 1, class (low 4 bits) = 1
-//        1     1  flags, reserved, 0
+//        1     1  flags: bit 0 is the epoch's number modulo 2; the others are reserved, 0
 //        2     2  path_id: sender socket, receiver socket
 //        4     4  SPI
 //        8     8  packet number
@@ -22,6 +22,7 @@ struct Header {
   base::PathId path;                     // as the sender numbers it
   base::Spi spi;                         // as the receiver chose it
   base::PacketNumber packet_number = 0;  // on this path, in this direction
+  uint8_t epoch_bit = 0;                 // 0 or 1: which of the link's two epochs sealed it
   bool operator==(const Header&) const = default;
 };
 

@@ -293,7 +293,8 @@ def _print_report(run: _Run) -> None:
     print(
         f"recovery        {traffic['packets_lost']} declared lost "
         f"({traffic['spurious_losses']} of them came late), {traffic['probe_timeouts']} probe "
-        f"timeouts, {traffic['paths_suspected']} times a path was suspected"
+        f"timeouts, {traffic['paths_suspected']} times a path was suspected, "
+        f"{traffic['epochs_begun']} times a link moved to fresh keys"
     )
     print(f"network         {_counts(report.links)}")
     if 1 < len(report.by_link) <= _LINKS_SHOWN:

@@ -64,6 +64,7 @@ class Attack {
     // generation cannot follow (PROTOCOL.md §4).
     options.generation_bits = (bits & 16) != 0 ? 8 : 22;
     static_assert(kOperationsMax < 1 << 8);
+    if ((bits & 32) != 0) options.epoch_limits.bytes = 20'000;
     return options;
   }
 

@@ -40,7 +40,7 @@ void write_headers(const Corpus& corpus) {
   damaged[0] = 0x21;
   corpus.add("other_version", damaged);
   damaged = datagram;
-  damaged[1] = 1;
+  damaged[1] = 2;
   corpus.add("flags", damaged);
 }
 

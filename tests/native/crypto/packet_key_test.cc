@@ -232,6 +232,19 @@ TEST(PathSealer, begin_epoch__goes_on_counting_under_other_keys) {
   EXPECT_EQ(to_hex(packet.sealed), to_hex(expected));
 }
 
+TEST(PathSealer, wipe__seals_no_more) {
+  PathSealer sealer = make_sealer(2);
+  seal_many(sealer, 9);
+  for (int i = 0; i < 2; ++i) {
+    sealer.wipe();
+    ByteVector out(16);
+    EXPECT_FALSE(sealer.seal(kHeader, {}, out));
+    EXPECT_EQ(sealer.next_packet_number(), 9u);
+    sealer.begin_epoch(later_secret());  // not even under other keys
+    EXPECT_FALSE(sealer.seal(kHeader, {}, out));
+  }
+}
+
 TEST(PathOpener, install_epoch__opens_both_in_any_order) {
   PathSealer sealer = make_sealer(22);
   PathOpener opener = make_opener(22);

@@ -190,6 +190,11 @@ inline transport::EndpointConfig make_config(uint32_t rank, uint32_t world_size,
   config.job_secret = crypto::SecretBuffer::copy_and_wipe(job_secret);
   config.spi_base = kSpiBase;
   config.socket_count = sockets.size();
+  config.draw_private_key = [draws = base::Random(2'000 + rank)]() mutable {
+    std::vector<uint8_t> key(32);
+    draws.fill(key);
+    return crypto::SecretBuffer::copy_and_wipe(key);
+  };
   config.random_seed = 99 + rank;
   config.heartbeat = options.heartbeat;
   return config;

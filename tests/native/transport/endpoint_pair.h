@@ -106,6 +106,7 @@ struct PairOptions {
   base::Duration death_timeout = kDeathTimeoutDefault;    // see EndpointConfig
   base::Duration heartbeat = kHeartbeatDefault;           // see EndpointConfig
   uint64_t receive_budget_bytes = kReceiveBudgetDefault;  // see EndpointConfig
+  EpochLimits epoch_limits;                               // see EndpointConfig
 };
 
 class EndpointPair {
@@ -284,6 +285,10 @@ class EndpointPair {
     config.aead = &aead();
     config.generation_bits = options_.generation_bits;
     config.private_key = private_key(index);
+    config.draw_private_key = [index, count = 0u]() mutable {
+      return private_key(kWorldSize * ++count + index);
+    };
+    config.epoch_limits = options_.epoch_limits;
     config.job_secret = job_secret();
     config.spi_base = nodes_[index].description.spi_base;
     config.socket_count = options_.sockets;
@@ -460,9 +465,10 @@ class RoguePeer {
     wire::Header header;
     if (wire::decode_header(datagram, header) != wire::HeaderStatus::kOk) return {};
     ByteVector plaintext(datagram.size() - wire::kHeaderBytes - crypto::kAuthTagBytes);
-    const auto status = opener_of(header.path)
-                            .open(0, header.packet_number, datagram.first(wire::kHeaderBytes),
-                                  datagram.subspan(wire::kHeaderBytes), plaintext);
+    const auto status =
+        opener_of(header.path)
+            .open(header.epoch_bit, header.packet_number, datagram.first(wire::kHeaderBytes),
+                  datagram.subspan(wire::kHeaderBytes), plaintext);
     return status == crypto::OpenStatus::kOk ? plaintext : ByteVector{};
   }
 

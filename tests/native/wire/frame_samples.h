@@ -46,6 +46,15 @@ inline ByteVector encoded(const Frame& frame) {
   return out;
 }
 
+inline EpochFrame sample_epoch() {
+  EpochFrame frame;
+  frame.epoch = 3;
+  for (size_t i = 0; i < frame.public_key.size(); ++i) {
+    frame.public_key[i] = static_cast<uint8_t>(i);
+  }
+  return frame;
+}
+
 struct Sample {
   const char* name;    // of the frame and what is special about it
   Frame frame;         // the value
@@ -88,6 +97,9 @@ inline std::vector<Sample> samples() {
        "0904000300000000000001027768"
        "79"},
       {"goodbye", GoodbyeFrame{}, "0a"},
+      {"epoch", sample_epoch(),
+       "0b000000030001020304050607"
+       "08090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"},
   };
 }
 
@@ -116,7 +128,7 @@ inline DataFrame random_data(base::Random& random) {
 }
 
 inline Frame random_frame(base::Random& random) {
-  switch (random.below(10)) {
+  switch (random.below(11)) {
     case 0: return random_data(random);
     case 1:
       return AckFrame{base::PathId{static_cast<uint16_t>(random.next())}, random.next(),
@@ -133,6 +145,12 @@ inline Frame random_frame(base::Random& random) {
     case 8:
       return AbortFrame{random.next(), static_cast<uint8_t>(random.next()),
                         std::string(random.below(AbortFrame::kReasonBytesMax + 1), 'x')};
+    case 9: {
+      EpochFrame frame = sample_epoch();
+      frame.epoch = 1 + static_cast<uint32_t>(random.below(UINT32_MAX));
+      for (uint8_t& byte : frame.public_key) byte = static_cast<uint8_t>(random.next());
+      return frame;
+    }
     default: return GoodbyeFrame{};
   }
 }

@@ -21,6 +21,10 @@ TEST(Header, encode__golden_bytes) {
   const Header header{base::PathId{0x0203}, base::Spi{0xA1B2C3D4}, 0x0102030405060708u};
   EXPECT_EQ(base::to_hex(base::Bytes(encoded(header)).first(kHeaderBytes)),
             "11000203a1b2c3d40102030405060708");
+  Header later = header;
+  later.epoch_bit = 1;
+  EXPECT_EQ(base::to_hex(base::Bytes(encoded(later)).first(kHeaderBytes)),
+            "11010203a1b2c3d40102030405060708");
 }
 
 TEST(Header, encode__writes_sixteen_bytes_only) {
@@ -38,7 +42,8 @@ TEST(Header, decode__round_trip) {
   base::Random random(1);
   for (int i = 0; i < 1000; ++i) {
     const Header header{base::PathId{static_cast<uint16_t>(random.next())},
-                        base::Spi{static_cast<uint32_t>(random.next())}, random.next()};
+                        base::Spi{static_cast<uint32_t>(random.next())}, random.next(),
+                        static_cast<uint8_t>(random.below(2))};
     Header decoded;
     ASSERT_EQ(decode_header(encoded(header), decoded), HeaderStatus::kOk);
     ASSERT_EQ(decoded, header);
@@ -68,7 +73,7 @@ TEST(Header, decode__every_other_version_class_and_flag) {
     bytes[0] = kVersionAndClass;
     bytes[1] = static_cast<uint8_t>(value);
     EXPECT_EQ(decode_header(bytes, out),
-              value == 0 ? HeaderStatus::kOk : HeaderStatus::kBadVersion);
+              value <= 1 ? HeaderStatus::kOk : HeaderStatus::kBadVersion);
   }
 }
 
