@@ -228,10 +228,103 @@ def draw_windows(data: Data, stem: Path) -> list[str]:
     return [f"{len(by_path)} paths, median round trip {rtts[len(rtts) // 2]:.1f} ms"]
 
 
+KEY_COLOURS: Final = {"kept": "grey", "changing": COLOURS[OURS]}
+KEY_NAMES: Final = {"kept": "keys kept", "changing": "keys change: generations, epochs"}
+NEAR_S: Final = 0.02
+
+
+def _latencies(rounds: list[Data]) -> list[tuple[float, float]]:
+    """When each call ended, and how long it took in ms."""
+    return [
+        (after, (after - before) * 1e3)
+        for one in rounds
+        for before, after in pairwise(one["ended"])
+    ]
+
+
+def draw_rekey(data: Data, stem: Path) -> list[str]:
+    """Each call's latency around changes of keys, and the distribution beside a job without."""
+    figure, (top, bottom) = _figure(2, 7.0)
+    shown = data["rows"]["changing"][0]
+    start = shown["ended"][0]
+    calls = _latencies([shown])
+    colour = KEY_COLOURS["changing"]
+    top.plot([at - start for at, _ in calls], [ms for _, ms in calls], ".", markersize=2)
+    for i, at in enumerate(shown["changes"]):
+        top.axvline(at - start, color="black", linewidth=0.5, label="" if i else "a key exchange")
+    top.set_title(f"Each all_reduce of {data['bytes'] // 1024} KiB while keys change")
+    top.legend(loc="upper right")
+    top.set_ylim(bottom=0)
+    _label(top, "seconds", "ms")
+    changes = [at for one in data["rows"]["changing"] for at in one["changes"]]
+    near = sorted(
+        ms
+        for at, ms in _latencies(data["rows"]["changing"])
+        if any(at - ms / 1e3 - NEAR_S <= change <= at + NEAR_S for change in changes)
+    )
+    lines = []
+    sets = [
+        (KEY_NAMES["kept"], KEY_COLOURS["kept"], "-", _latencies(data["rows"]["kept"])),
+        (KEY_NAMES["changing"], colour, "-", _latencies(data["rows"]["changing"])),
+        ("  of these: within 20 ms of an exchange", colour, ":", [(0.0, ms) for ms in near]),
+    ]
+    for name, colour, style, calls in sets:
+        times = sorted(ms for _, ms in calls)
+        if not times:
+            continue
+        beyond = [1 - i / len(times) for i in range(len(times))]
+        bottom.step(times, beyond, style, where="post", color=colour, label=name)
+        lines.append(
+            f"{name.strip()}: {len(times)} calls, median {times[len(times) // 2]:.2f}, "
+            f"99 % {times[len(times) * 99 // 100]:.2f}, slowest {times[-1]:.2f} ms"
+        )
+    bottom.set_xscale("log")
+    bottom.set_yscale("log")
+    bottom.legend()
+    bottom.set_title("Share of calls that took longer")
+    _label(bottom, "ms", "share")
+    _save(figure, stem)
+    return [*lines, f"{len(changes)} key exchanges seen by rank 0"]
+
+
+def draw_bulk(data: Data, stem: Path) -> list[str]:
+    """What rank 0 has received over time, with and without changes of keys."""
+    figure, axes = _figure()
+    lines = []
+    for name, row in data["rows"].items():
+        start, end = row["ended"][0], row["ended"][-1]
+        received = [(at, count) for at, count in row["received"] if start <= at <= end]
+        first = received[0][1]
+        axes.plot(
+            [at - start for at, _ in received],
+            [(count - first) / 2**20 for _, count in received],
+            color=KEY_COLOURS[name],
+            label=KEY_NAMES[name],
+        )
+        moved = [received[0][0]]
+        moved += [at for (_, a), (at, b) in pairwise(received) if b > a]
+        gaps = sorted(b - a for a, b in pairwise(moved))
+        srtt = row["srtt_us"]
+        lines.append(
+            f"{KEY_NAMES[name]}: {end - start:.2f} s, {row['packets']:,} packets sealed, "
+            f"{len(row['changes'])} key exchanges seen, longest time without a new byte "
+            f"{gaps[-1] * 1e3:.1f} ms; round trip {srtt[len(srtt) // 2] / 1e3:.1f} ms, "
+            f"slowest path's {srtt[-1] / 1e3:.1f}; {row['lost']:,} packets lost, "
+            f"{row['drops']['auth_failed']} not verified"
+        )
+    axes.legend()
+    axes.set_title(f"One all_reduce of {data['bytes'] / 2**20:.0f} MiB at {data['loss']:.0%} loss")
+    _label(axes, "seconds", "MiB received by rank 0")
+    _save(figure, stem)
+    return lines
+
+
 FIGURES: Final[dict[str, Callable[[Data, Path], list[str]]]] = {
     "paths": draw_paths,
     "loss": draw_loss,
     "timeline": draw_timeline,
     "incast": draw_incast,
     "windows": draw_windows,
+    "rekey": draw_rekey,
+    "bulk": draw_bulk,
 }

@@ -91,7 +91,15 @@ class _Sampler:
                 for path in securefabric.paths()
             ]
             counted = securefabric.stats()
-            self.samples.append([time.monotonic(), counted.fragments_resent, paths])
+            self.samples.append(
+                {
+                    "at": time.monotonic(),
+                    "resent": counted.fragments_resent,
+                    "received_bytes": counted.message_bytes_received,
+                    "epochs": counted.epochs_begun,
+                    "paths": paths,
+                }
+            )
 
 
 def send_at_once(

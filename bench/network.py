@@ -22,7 +22,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ class Size:
     simulated_senders: tuple[int, ...] = (8, 48)
     incast_numel: int = 1 << 19
     repeats: int = 10
+    rekey_numel: int = 1 << 14
+    """Elements of the all_reduce whose latency is watched while keys change."""
+    rekey_seconds: float = 10.0
+    rekey_rounds: int = 3
+    bulk_numel: int = 1 << 28
+    """Elements of the one large all_reduce at a loss of 5 %."""
+    bulk_epoch_bytes: int = 1 << 26
 
 
 TINY = Size(
@@ -72,6 +80,10 @@ TINY = Size(
     simulated_senders=(8,),
     incast_numel=1 << 14,
     repeats=2,
+    rekey_seconds=1.0,
+    rekey_rounds=1,
+    bulk_numel=1 << 23,
+    bulk_epoch_bytes=1 << 20,
 )
 
 
@@ -283,7 +295,7 @@ def measure_timeline(size: Size) -> dict[str, Any]:
             result = job.future.result()[0]
             timelines[job.backend]["ended"] = result["ended"]["run"]
             timelines[job.backend]["resent"] = [
-                [at, resent] for at, resent, _ in result["samples"].get("run", [])
+                [sample["at"], sample["resent"]] for sample in result["samples"].get("run", [])
             ]
     return {"rate_mbit": size.rate_mbit, "links": LINKS, "timelines": timelines}
 
@@ -348,8 +360,78 @@ def measure_windows(size: Size) -> dict[str, Any]:
         "rate_mbit": size.rate_mbit,
         "slow_s": slow_s,
         "fair_s": fair_s,
-        "samples": [[at - started, paths] for at, _, paths in samples],
+        "samples": [[sample["at"] - started, sample["paths"]] for sample in samples],
     }
+
+
+KEYS = ("kept", "changing")
+OFTEN = {"SECUREFABRIC_TEST_GENERATION_BITS": "8"}  # of a path: a key for 256 packets
+
+
+def measure_rekey(size: Size) -> dict[str, Any]:
+    """How long each small all_reduce takes, in a job whose keys change and in one that keeps them.
+
+    The keys change by generation every 256 packets of a path, and by a key exchange twice a second.
+    """
+    phases = [f"round{i}" for i in range(size.rekey_rounds)]
+    changing = {**paths_settings(16), **OFTEN, "SECUREFABRIC_EPOCH_AGE_S": "0.5"}
+    small = replace(size, numel=size.rekey_numel)
+    with Bed(2, LINKS, rate_mbit=size.rate_mbit, mtu=9000) as bed:
+        conductor = Conductor(bed, small)
+        jobs = [
+            conductor.start(BOTH[0], phases, size.rekey_seconds, settings=settings, sample_s=0.002)
+            for settings in (paths_settings(16), changing)
+        ]
+        for phase, following in zip(phases, [*phases[1:], "end"], strict=True):
+            for job in jobs:
+                job.run_phase(phase)
+                job.wait(following)
+        rows = {}
+        for name, job in zip(KEYS, jobs, strict=True):
+            job.run_phase("end")
+            result = job.future.result()[0]
+            rows[name] = [
+                {"ended": result["ended"][phase], "changes": _changes(result["samples"][phase])}
+                for phase in phases
+            ]
+    return {"bytes": small.numel * FLOAT_BYTES, "rows": rows}
+
+
+def _changes(samples: list[dict[str, Any]]) -> list[float]:
+    """When rank 0 was seen to have begun another epoch."""
+    return [b["at"] for a, b in pairwise(samples) if b["epochs"] > a["epochs"]]
+
+
+def measure_bulk(size: Size) -> dict[str, Any]:
+    """One all_reduce of 1 GiB at a loss of 5 %, with keys that change all the time, and without."""
+    changing = {
+        **paths_settings(16),
+        **OFTEN,
+        "SECUREFABRIC_EPOCH_BYTES": str(size.bulk_epoch_bytes),
+    }
+    rows = {}
+    for name, settings in zip(KEYS, (paths_settings(16), changing), strict=True):
+        with Bed(2, LINKS, rate_mbit=size.rate_mbit, mtu=9000, per_packet=True) as bed:
+            conductor = Conductor(bed, replace(size, numel=size.bulk_numel))
+            job = conductor.start(BOTH[0], ["run"], 0.0, settings=settings, sample_s=0.002)
+            job.wait("run")
+            bed.set_loss(0.05)
+            job.run_phase("run")
+            job.wait("end")
+            bed.set_loss(0.0)
+            job.run_phase("end")
+            result = job.future.result()[0]
+        samples = result["samples"]["run"]
+        rows[name] = {
+            "ended": result["ended"]["run"],
+            "received": [[sample["at"], sample["received_bytes"]] for sample in samples],
+            "changes": _changes(samples),
+            "srtt_us": sorted(path[3] for path in samples[len(samples) // 2]["paths"]),
+            "packets": result["counted"]["packets_sealed"],
+            "lost": result["counted"]["packets_lost"],
+            "drops": result["counted"]["drops"],
+        }
+    return {"bytes": size.bulk_numel * FLOAT_BYTES, "loss": 0.05, "rows": rows}
 
 
 EXPERIMENTS: dict[str, Callable[[Size], dict[str, Any]]] = {
@@ -358,6 +440,8 @@ EXPERIMENTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "timeline": measure_timeline,
     "incast": measure_incast,
     "windows": measure_windows,
+    "rekey": measure_rekey,
+    "bulk": measure_bulk,
 }
 
 

@@ -11,7 +11,7 @@ from jobs import run_job
 from testbed.namespaces import why_not
 
 REASON = why_not()
-EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows")
+EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "rekey", "bulk")
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,3 +32,11 @@ def test_network__measures_and_draws(name: str, tmp_path: Path) -> None:
         rows = {(row["backend"], row["loss"]): row["goodput_mbit"] for row in measured["rows"]}
         assert set(rows) == {(b, loss) for b in ("securefabric", "gloo") for loss in (0.0, 0.01)}
         assert min(rows.values()) > 0
+    if name in ("rekey", "bulk"):
+        rows = measured["rows"]
+        assert set(rows) == {"kept", "changing"}
+        kept, changing = (
+            [row] if isinstance(row, dict) else row for row in (rows["kept"], rows["changing"])
+        )
+        assert not any(one["changes"] for one in kept)
+        assert any(one["changes"] for one in changing)
