@@ -98,7 +98,7 @@ class Options:
     loopback and those of containers and virtual machines.
     """
 
-    sockets_per_interface: int = _setting("SECUREFABRIC_SOCKETS_PER_INTERFACE", 2, int)
+    sockets_per_interface: int = _setting("SECUREFABRIC_SOCKETS_PER_INTERFACE", 3, int)
     """UDP sockets on each interface; each is one end of several paths."""
 
     ports: str = _setting("SECUREFABRIC_PORTS", "", str)
@@ -110,7 +110,7 @@ class Options:
     commas: "ip", the ports being the same, or "ip:port", where the first of ``ports`` is reached,
     the others following. Empty: at the sockets' own addresses."""
 
-    paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 4, int)
+    paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, int)
     """Paths over which the packets to one peer are spread."""
 
     join_timeout_s: float = _setting("SECUREFABRIC_JOIN_TIMEOUT_S", 60.0, float)

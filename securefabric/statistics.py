@@ -57,7 +57,10 @@ class Stats:
     """Packets declared lost whose acknowledgement came after all."""
     duplicate_fragments: int
     """Fragments whose payload had arrived before."""
+    tail_probes: int
+    """Silent paths that were asked for a sign of life."""
     probe_timeouts: int
+    """Times that none came from any path of a peer."""
     paths_suspected: int
     """How often a path was put under suspicion of being dead."""
     epochs_begun: int
@@ -91,13 +94,24 @@ class PathStats:
     address: str
     """Where the peer's socket is reached."""
     state: str
-    """What the path is good for now; data goes over "active" ones."""
+    """What the path is good for now; data goes over "active" ones, and over "avoided" ones, which
+    have just met congestion or loss, only if no other has room."""
+    in_use: bool
+    """Whether data is sent on it; others stand by."""
     srtt_us: float
     """Smoothed round-trip time; 0.0 before the first sample."""
+    delay_us: float
+    """The part of it that the network takes, without what packets waited in either host."""
     window_bytes: int
     """How much may be in flight."""
+    in_flight_bytes: int
+    """How much is."""
+    mtu_bytes: int
+    """The largest datagram that it is known to carry."""
     packets_sealed: int
     """Datagrams of all kinds sent over it."""
+    packets_lost: int
+    """Datagrams declared lost, rightly or not."""
     message_bytes: int
     """Payload sent over it, resends included."""
     epoch: int

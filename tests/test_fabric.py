@@ -105,7 +105,7 @@ def test_create_backend__groups_share_one_fabric(
 
 def test_create_backend__other_settings_for_a_later_group_are_refused(key_file: str) -> None:
     make(FakeRequest(HashStore()), Options(key_file=key_file))
-    with pytest.raises(ConfigError, match=r"settings are those of its first.*paths_per_peer is 4"):
+    with pytest.raises(ConfigError, match=r"settings are those of its first.*paths_per_peer is 8"):
         create_backend(FakeRequest(HashStore()), Options(key_file=key_file, paths_per_peer=2))
 
 

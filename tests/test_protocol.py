@@ -208,10 +208,13 @@ def test_reserved_bits__of_the_header_are_refused_under_valid_keys(meeting: Meet
 # The page itself
 
 
+UNITS = {"micros": "µs", "millis": "ms", "seconds": "s"}
+
+
 def value_of(expression: str, known: dict[str, str]) -> str:
     """A constant of limits.h in the notation of the page's table."""
-    if match := re.fullmatch(r"base::Duration::(millis|seconds)\((\d+)\)", expression):
-        return f"{match[2]} {'ms' if match[1] == 'millis' else 's'}"
+    if match := re.fullmatch(r"base::Duration::(micros|millis|seconds)\((\d+)\)", expression):
+        return f"{match[2]} {UNITS[match[1]]}"
     text = expression.replace("'", "")
     for name, value in known.items():
         text = re.sub(rf"\b{name}\b", value.replace(",", ""), text)

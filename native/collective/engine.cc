@@ -121,9 +121,10 @@ std::optional<Error> Engine::require_peers(const Operation& operation) {
   return std::nullopt;
 }
 
-void Engine::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram) {
+void Engine::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
+                             base::Duration waited) {
   now_ = now;
-  endpoint_.handle_datagram(now, socket, is_marked_ce, datagram);
+  endpoint_.handle_datagram(now, socket, is_marked_ce, datagram, waited);
   pump(now);
 }
 

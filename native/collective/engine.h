@@ -42,7 +42,8 @@ class Engine final : private transport::ReceiveMatcher {
   // The same for every group, without telling anybody: this process cannot go on.
   void abort_all(const base::Error& reason, base::Instant now);
 
-  void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram);
+  void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
+                       base::Duration waited = base::Duration());
   void handle_timeout(base::Instant now);
   // Answers to poll_wanted.
   void install_peer(const transport::PeerDescription& peer, base::Instant now);

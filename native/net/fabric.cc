@@ -93,6 +93,16 @@ Duration spin_for(const FabricConfig& config) {
   return Duration::micros(200);
 }
 
+// A third of what three sockets' buffers take, or of all if there are fewer: all of it may come to
+// one of them, and the kernel counts more than the bytes.
+uint64_t receive_budget(const std::vector<UdpSocket>& sockets) {
+  uint64_t smallest = UINT64_MAX;
+  for (const UdpSocket& socket : sockets) {
+    smallest = std::min<uint64_t>(smallest, socket.grants().receive_buffer_bytes);
+  }
+  return std::max(smallest * std::min<size_t>(sockets.size(), 3) / 3, transport::kPeerWindowMin);
+}
+
 // One draw of entropy for everything that a process needs of it.
 template <size_t Size>
 Result<std::array<uint8_t, Size>> random_bytes() {
@@ -119,7 +129,8 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   if (!locals) return locals.error();
 
   std::shared_ptr<Fabric> fabric(new Fabric(), &Fabric::destroy);
-  fabric->datagram_bytes_max_ = transport::kDatagramBytesMax;
+  // The most that any interface takes; what a path takes is found out.
+  fabric->datagram_bytes_max_ = transport::kDatagramBytesMin;
   std::vector<UdpSocket> sockets;
   UdpSocketOptions socket_options;
   socket_options.use_gso = config.use_gso;
@@ -132,7 +143,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
       fabric->uses_gro_ = socket.value().grants().has_gro;
       sockets.push_back(std::move(socket).value());
     }
-    fabric->datagram_bytes_max_ = std::min(fabric->datagram_bytes_max_, datagram_bytes_for(local));
+    fabric->datagram_bytes_max_ = std::max(fabric->datagram_bytes_max_, datagram_bytes_for(local));
   }
   if (sockets.size() > transport::kSocketsMax) {
     return Error{ErrorCode::kConfig,
@@ -166,6 +177,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   endpoint.socket_count = sockets.size();
   endpoint.paths_per_peer = config.paths_per_peer;
   endpoint.datagram_bytes_max = fabric->datagram_bytes_max_;
+  endpoint.receive_budget_bytes = receive_budget(sockets);
   endpoint.join_timeout = config.join_timeout;
   endpoint.death_timeout = config.death_timeout;
   endpoint.heartbeat = config.heartbeat;
@@ -338,7 +350,9 @@ FabricStats Fabric::stats() {
     for (const auto& [rank, paths] : endpoint.paths()) {
       stats.peers += paths.empty() ? 0 : 1;
       for (const transport::PathReport& path : paths) {
-        stats.paths_active += path.state == transport::PathState::kActive ? 1 : 0;
+        const bool is_active = path.state == transport::PathState::kActive ||
+                               path.state == transport::PathState::kAvoided;
+        stats.paths_active += is_active ? 1 : 0;
         stats.paths_used += path.message_bytes > 0 ? 1 : 0;
       }
     }

@@ -29,10 +29,10 @@ struct FabricConfig {
   uint32_t local_world_size = 0;       // ranks on this host; 0 when nobody knows
   std::vector<std::string> addresses;  // IPs to bind; empty: by `interfaces`
   std::string interfaces;              // grammar of SECUREFABRIC_SOCKET_IFNAME; empty: default
-  size_t sockets_per_interface = 2;    // UDP sockets bound on each address
+  size_t sockets_per_interface = 3;    // UDP sockets bound on each address
   uint16_t port_first = 0;             // sockets take free ports from here; 0: any port
   uint16_t port_last = 0;              // up to here, inclusive; at least port_first
-  size_t paths_per_peer = 4;           // sending paths to each peer
+  size_t paths_per_peer = 8;           // sending paths to each peer, at most
   base::Duration epoch_age = transport::EpochLimits().age;  // a link's keys are replaced after it
   uint64_t epoch_bytes = transport::EpochLimits().bytes;    // or after these
   base::Duration join_timeout = transport::kJoinTimeoutDefault;

@@ -16,6 +16,7 @@ struct ControlValues {
   base::Ecn ecn = base::Ecn::kNotEct;  // low two bits of TOS or traffic class
   uint32_t drop_count = 0;             // valid when has_drop_count
   bool has_drop_count = false;         // SO_RXQ_OVFL was attached
+  int64_t stamped_ns = 0;              // SO_TIMESTAMPNS; 0: not attached
 };
 
 // The kernel sends IP_TOS as one byte and the others as a 32-bit integer.
@@ -27,6 +28,13 @@ uint32_t control_value(const cmsghdr* message) {
     value = *CMSG_DATA(message);
   }
   return value;
+}
+
+int64_t stamp_of(const cmsghdr* message) {
+  timespec time{};
+  if (message->cmsg_len < CMSG_LEN(sizeof(time))) return 0;
+  std::memcpy(&time, CMSG_DATA(message), sizeof(time));
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
 bool is_control(const cmsghdr* message, int level, int type) {
@@ -45,6 +53,8 @@ ControlValues decode_controls(msghdr& header) {
     } else if (is_control(message, SOL_SOCKET, SO_RXQ_OVFL)) {
       values.drop_count = control_value(message);
       values.has_drop_count = true;
+    } else if (is_control(message, SOL_SOCKET, SCM_TIMESTAMPNS)) {
+      values.stamped_ns = stamp_of(message);
     }
   }
   return values;
@@ -100,7 +110,8 @@ ReceiveOutcome ReceiveBuffers::decode(size_t received) {
       const size_t joined = controls.segment_bytes;
       const size_t segment_bytes = joined == 0 || joined > length ? length : joined;
       const base::Bytes bytes(storage_.get() + i * kBufferBytes, length);
-      bursts_.push_back({bytes, segment_bytes, from_native(names_[i].data()), controls.ecn});
+      bursts_.push_back(
+          {bytes, segment_bytes, from_native(names_[i].data()), controls.ecn, controls.stamped_ns});
     }
   }
   outcome.bursts = bursts_;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <sys/socket.h>
+#include <time.h>
 
 #include <cstdint>
 #include <memory>
@@ -25,6 +26,7 @@ struct ReceivedBurst {
   size_t segment_bytes = 0;            // length of each datagram in `bytes`
   base::SocketAddress from;            // as the IP header claims: not proven
   base::Ecn ecn = base::Ecn::kNotEct;  // of all datagrams in `bytes`: GRO joins only equal ones
+  int64_t stamped_ns = 0;  // when the kernel got the first, on CLOCK_REALTIME; 0: unknown
 };
 
 // What one recvmmsg brought, apart from its bursts.
@@ -57,8 +59,9 @@ class ReceiveBuffers {
   ReceiveOutcome decode(size_t received);
 
  private:
-  // Holds UDP_GRO, IP_TOS or IPV6_TCLASS, and SO_RXQ_OVFL: one integer each.
-  static constexpr size_t kControlBytes = 3 * CMSG_SPACE(sizeof(int));
+  // Holds UDP_GRO, IP_TOS or IPV6_TCLASS, and SO_RXQ_OVFL, one integer each; and SO_TIMESTAMPNS.
+  static constexpr size_t kControlBytes =
+      3 * CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(timespec));
   struct alignas(cmsghdr) Control {
     uint8_t bytes[kControlBytes];  // control messages as the kernel lays them out
   };

@@ -61,6 +61,7 @@ SocketGrants apply_socket_options(int fd, base::AddressFamily family,
   grants.has_gro = options.use_gro && set_option(fd, SOL_UDP, UDP_GRO, 1);
   grants.has_ecn = set_ecn(fd, is_ipv6);
   grants.has_drop_count = set_option(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
+  grants.has_timestamps = set_option(fd, SOL_SOCKET, SO_TIMESTAMPNS, 1);
   grants.has_mtu_probing = set_mtu_probing(fd, is_ipv6);
   // IPv4 peers use IPv4 sockets: no address is ever written in two ways.
   if (is_ipv6) set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);

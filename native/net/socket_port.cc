@@ -2,12 +2,28 @@
 
 #include <algorithm>
 
+#include "net/clock.h"
+
 namespace securefabric::net {
 
 using base::Error;
 using base::ErrorCode;
 using base::Instant;
 using base::Result;
+
+namespace {
+
+// A stamp that is older than this, or of the future, is of a wall clock that was set.
+constexpr base::Duration kWaitMax = base::Duration::seconds(1);
+
+// How long a burst lay in this host.
+base::Duration waited(const ReceivedBurst& burst, Instant now, base::Duration since_realtime) {
+  if (burst.stamped_ns == 0) return base::Duration();
+  const base::Duration age = now - (Instant::from_nanos(burst.stamped_ns) + since_realtime);
+  return age > base::Duration() && age < kWaitMax ? age : base::Duration();
+}
+
+}  // namespace
 
 SocketPort::SocketPort(std::vector<UdpSocket> sockets) : sockets_(std::move(sockets)) {
   SF_CHECK(!sockets_.empty() && sockets_.size() <= transport::kSocketsMax);
@@ -18,13 +34,16 @@ Result<bool> SocketPort::receive(collective::Engine& engine, Instant now) {
   for (size_t i = 0; i < sockets_.size(); ++i) {
     const auto bursts = sockets_[i].receive(buffers_);
     if (!bursts) return bursts.error();
+    if (bursts.value().empty()) continue;
+    const base::Duration offset = since_realtime();
     for (const ReceivedBurst& burst : bursts.value()) {
       any = true;
       const bool is_marked_ce = burst.ecn == base::Ecn::kCe;
+      const base::Duration age = waited(burst, now, offset);
       for (size_t at = 0; at < burst.bytes.size(); at += burst.segment_bytes) {
         const size_t length = std::min(burst.segment_bytes, burst.bytes.size() - at);
         engine.handle_datagram(now, static_cast<uint8_t>(i), is_marked_ce,
-                               burst.bytes.subspan(at, length));
+                               burst.bytes.subspan(at, length), age);
       }
     }
   }
@@ -35,7 +54,8 @@ Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {
   bool any = !unsent_.empty();
   if (const auto finished = finish_unsent(); !finished || !finished.value()) return finished;
   transport::Transmit out;
-  while (engine.poll_transmit(now, out)) {
+  // Sending takes its time: each burst carries its own, or round trips would look longer.
+  while (engine.poll_transmit(std::max(now, net::now()), out)) {
     any = true;
     const auto done = send(out.socket, out.to, out.segment_bytes, out.bytes);
     if (!done) return done.error();

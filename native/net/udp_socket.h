@@ -41,6 +41,7 @@ struct SocketGrants {
   bool has_gro = false;               // reads may carry several segments
   bool has_ecn = false;               // sends ECT(0) and reports the bits of what arrives
   bool has_drop_count = false;        // SO_RXQ_OVFL is reported
+  bool has_timestamps = false;        // what arrives says when: see ReceivedBurst::stamped_ns
   bool has_mtu_probing = false;       // never fragments, and ignores the kernel's path MTU guess
 };
 

@@ -100,6 +100,9 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.join_timeout = options_.join_timeout;
   config.death_timeout = options_.death_timeout;
   config.heartbeat = options_.heartbeat;
+  config.receive_budget_bytes = options_.receive_budget_bytes;
+  config.heeds_delay = options_.heeds_delay;
+  config.sprays_blind = options_.sprays_blind;
 
   SimulatedKeys keys{text_of(config.private_key.view()),
                      "",

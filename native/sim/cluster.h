@@ -46,6 +46,9 @@ struct ClusterOptions {
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
   base::Duration heartbeat = transport::kHeartbeatDefault;
+  uint64_t receive_budget_bytes = transport::kReceiveBudgetDefault;  // see EndpointConfig
+  bool heeds_delay = true;       // see EndpointConfig: for comparisons
+  bool sprays_blind = false;     // likewise
   std::set<uint32_t> absent;     // ranks that do not start by themselves
   std::set<uint32_t> impostors;  // ranks that hold another job secret
   bool is_recorded = false;      // keep datagrams and simulated keys, see Cluster::key_log()

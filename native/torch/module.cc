@@ -204,6 +204,7 @@ py::dict stats_dict(const net::FabricStats& stats) {
   out["bytes_resent"] = traffic.bytes_resent;
   out["spurious_losses"] = traffic.spurious_losses;
   out["duplicate_fragments"] = traffic.duplicate_fragments;
+  out["tail_probes"] = traffic.tail_probes;
   out["probe_timeouts"] = traffic.probe_timeouts;
   out["paths_suspected"] = traffic.paths_suspected;
   out["epochs_begun"] = traffic.epochs_begun;
@@ -225,9 +226,14 @@ py::list path_list(
       one["peer_socket"] = path.id.receiver_socket();
       one["address"] = path.to.to_text();
       one["state"] = transport::path_state_name(path.state);
+      one["in_use"] = path.is_in_use;
       one["srtt_us"] = path.srtt_us;
+      one["delay_us"] = path.delay_us;
       one["window_bytes"] = path.window_bytes;
+      one["in_flight_bytes"] = path.in_flight_bytes;
+      one["mtu_bytes"] = path.mtu_bytes;
       one["packets_sealed"] = path.packets_sealed;
+      one["packets_lost"] = path.packets_lost;
       one["message_bytes"] = path.message_bytes;
       one["epoch"] = path.epoch;
       out.append(std::move(one));

@@ -11,7 +11,7 @@ void AckTracker::on_packet(const Arrival& arrival, Instant now) {
   const bool is_out_of_order = arrival.number != (has_any_ ? largest_ + 1 : 0);
   if (!has_any_ || arrival.number > largest_) {
     largest_ = arrival.number;
-    largest_at_ = now;
+    largest_at_ = now - arrival.waited;
   }
   has_any_ = true;
   if (arrival.is_marked_ce) ++ce_count_;

@@ -26,6 +26,7 @@ class AckTracker {
     bool is_ack_eliciting = false;  // holds something besides acks and padding
     bool wants_ack_now = false;     // the sender asked for it
     bool is_marked_ce = false;      // congestion experienced
+    base::Duration waited = {};     // how long it lay in this host before it was opened
   };
   void on_packet(const Arrival& arrival, base::Instant now);
 

@@ -18,6 +18,7 @@ Connection::Connection(Shared shared, base::Rank peer, Instant now)
     : shared_(shared),
       peer_(peer),
       epochs_(shared.config.rank, peer, epoch_limits(shared.config.epoch_limits, shared.random)),
+      scheduler_(shared.config.sprays_blind),
       receives_(peer, shared.matcher, shared.traffic),
       last_heard_at_(now),
       last_sent_at_(now) {}
@@ -47,13 +48,15 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
   peer_spi_ = base::Spi{peer.spi_base.value + config.rank.value};
   datagram_bytes_ = std::min(config.datagram_bytes_max, peer.datagram_bytes_max);
   state_ = ConnectionState::kConfirming;
-  open_sending_paths(now);
+  shared_.pool.add(peer_);
+  shared_.shares_changed = true;
+  open_sending_paths(kPathsOpenedFirst, now);
   return base::ok_status();
 }
 
-// The pairs are enumerated from the lower rank's side, so that both ends use the same ones and each
-// path has its way back: (low i, high i + d) for d = 0, 1, ...
-void Connection::open_sending_paths(Instant now) {
+// Opens up to `count` more. The pairs are enumerated from the lower rank's side, so that both ends
+// use the same ones and each path has its way back: (low i, high i + d) for d = 0, 1, ...
+void Connection::open_sending_paths(size_t count, Instant now) {
   const EndpointConfig& config = shared_.config;
   const bool own_is_low = config.rank < peer_;
   const size_t own_count = config.socket_count;
@@ -62,20 +65,29 @@ void Connection::open_sending_paths(Instant now) {
   const size_t high_count = own_is_low ? peer_count : own_count;
   for (size_t distance = 0; distance < high_count; ++distance) {
     for (size_t low = 0; low < low_count; ++low) {
-      if (sending_.size() == config.paths_per_peer) return;
+      if (count == 0 || sending_.size() >= config.paths_per_peer) return;
       const size_t high = (low + distance) % high_count;
-      const size_t own = own_is_low ? low : high;
-      const size_t other = own_is_low ? high : low;
-      const PathId id =
-          PathId::from_sockets(static_cast<uint8_t>(own), static_cast<uint8_t>(other));
-      crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(epochs_.send_secret(), id),
-                                id, config.generation_bits);
-      sending_.push_back(
-          std::make_unique<SendingPath>(id, peer_info_.addresses[other], std::move(sealer)));
-      sending_.back()->next_challenge_at = now;
-      sending_.back()->challenge_interval = kProbeIntervalMin;
+      const auto own = static_cast<uint8_t>(own_is_low ? low : high);
+      const auto other = static_cast<uint8_t>(own_is_low ? high : low);
+      const PathId id = PathId::from_sockets(own, other);
+      if (sending_path(id) != nullptr) continue;
+      open_sending_path(id, now);
+      --count;
     }
   }
+}
+
+SendingPath& Connection::open_sending_path(PathId id, Instant now) {
+  const EndpointConfig& config = shared_.config;
+  crypto::PathSealer sealer(*config.aead, crypto::derive_path_secret(epochs_.send_secret(), id), id,
+                            config.generation_bits);
+  sending_.push_back(std::make_unique<SendingPath>(id, peer_info_.addresses[id.receiver_socket()],
+                                                   std::move(sealer), datagram_bytes_,
+                                                   config.heeds_delay));
+  SendingPath& path = *sending_.back();
+  path.next_challenge_at = now;
+  path.challenge_interval = kProbeIntervalMin;
+  return path;
 }
 
 ReceivingPath* Connection::receiving_path(PathId id) {
@@ -100,6 +112,8 @@ void Connection::require(Instant now) {
 void Connection::fail(Error error) {
   if (!is_usable()) return;
   state_ = ConnectionState::kFailed;
+  shared_.pool.remove(peer_);
+  shared_.shares_changed = true;
   sends_.clear();
   receives_.clear();
   control_.clear();
@@ -161,7 +175,7 @@ void Connection::check_liveness(Instant now) {
     if (now - last_sent_at_ >= config.heartbeat) {
       last_sent_at_ = now;
       for (const auto& path : sending_) {
-        if (path->state == PathState::kActive) path->wants_ping = true;
+        if (path->is_active()) path->wants_ping = true;
       }
     }
     return;
@@ -177,7 +191,7 @@ void Connection::handle_timeout(Instant now) {
     settled_.clear();
     path->sent.detect_lost(now, path->rtt.loss_delay(), settled_);
     settle(*path, settled_, now);
-    if (path->pto_deadline() <= now) on_probe_timeout(*path, now);
+    if (path->probe_deadline() <= now) on_probe_timer(*path, now);
   }
   retire_epoch_if_due(now);
   begin_epoch_if_due(now);
@@ -189,9 +203,10 @@ Instant Connection::deadline(Instant now) const {
   if (!is_usable()) return Instant::never();
   Instant earliest = Instant::never();
   for (const auto& path : sending_) {
-    earliest = base::earlier(earliest, path->pto_deadline());
+    earliest = base::earlier(earliest, path->probe_deadline());
     earliest = base::earlier(earliest, path->sent.loss_time(path->rtt.loss_delay()));
     earliest = base::earlier(earliest, path->next_challenge_at);
+    if (path->is_active()) earliest = base::earlier(earliest, path->mtu.deadline());
   }
   for (const auto& [id, path] : receiving_) {
     earliest = base::earlier(earliest, path->acks.deadline());
@@ -215,17 +230,18 @@ void Connection::withdraw_send(Token token) {
   sends_.withdraw(token);
 }
 
-void Connection::attach_receive(uint64_t message_id, const PostedReceive& receive) {
+void Connection::attach_receive(uint64_t message_id, const PostedReceive& receive, Instant now) {
   InboundMessages::Effects effects;
   receives_.attach(message_id, receive, effects);
-  apply(effects);
+  apply(effects, now);
 }
 
 void Connection::withdraw_receive(Token token) {
   receives_.withdraw(token);
 }
 
-void Connection::post_grant(const wire::MessageKey& key, uint64_t bytes) {
+void Connection::post_grant(const wire::MessageKey& key, uint64_t bytes, Instant now) {
+  if (shared_.pool.on_activity(peer_, now)) shared_.shares_changed = true;
   queue_control(wire::GrantFrame{key, bytes, next_grant_id_++});
 }
 
@@ -272,29 +288,33 @@ bool Connection::is_drained() const {
   return sends_.is_drained() && control_.empty() && !awaits_acks;
 }
 
-PathReport Connection::report_of(const SendingPath& path) const {
+PathReport Connection::report_of(const SendingPath& path, Instant now) const {
   PathReport report;
   report.id = path.id;
   report.to = path.to;
-  report.state = path.state;
+  report.state = path.state_at(now);
+  report.is_in_use = path.is_in_use;
   report.srtt_us = static_cast<double>(path.rtt.srtt().nanos()) / 1e3;
+  report.delay_us = static_cast<double>(path.rtt.delay().nanos()) / 1e3;
   report.window_bytes = path.congestion.window();
   report.in_flight_bytes = path.congestion.in_flight();
+  report.mtu_bytes = path.mtu.mtu();
   report.packets_sealed = path.sealer.next_packet_number();
+  report.packets_lost = path.packets_lost;
   report.message_bytes = path.message_bytes;
   report.epoch = epochs_.sending_epoch();
   return report;
 }
 
-std::vector<PathReport> Connection::paths() const {
+std::vector<PathReport> Connection::paths(Instant now) const {
   std::vector<PathReport> reports;
-  for (const auto& path : sending_) reports.push_back(report_of(*path));
+  for (const auto& path : sending_) reports.push_back(report_of(*path, now));
   return reports;
 }
 
-std::optional<PathReport> Connection::path(PathId id) const {
+std::optional<PathReport> Connection::path(PathId id, Instant now) const {
   for (const auto& path : sending_) {
-    if (path->id == id) return report_of(*path);
+    if (path->id == id) return report_of(*path, now);
   }
   return std::nullopt;
 }

@@ -17,12 +17,14 @@
 
 #include "base/random.h"
 #include "transport/counters.h"
+#include "transport/credit_pool.h"
 #include "transport/endpoint_config.h"
 #include "transport/message.h"
 #include "transport/message_receive.h"
 #include "transport/message_send.h"
 #include "transport/packet_builder.h"
 #include "transport/path.h"
+#include "transport/path_scheduler.h"
 #include "wire/header.h"
 
 namespace securefabric::transport {
@@ -42,10 +44,14 @@ struct PathReport {
   base::PathId id;
   base::SocketAddress to;
   PathState state = PathState::kValidating;
-  double srtt_us = 0;
+  bool is_in_use = false;  // chosen for data; others stand by
+  double srtt_us = 0;      // round trip, smoothed
+  double delay_us = 0;     // the part of it that the network takes, smoothed
   uint64_t window_bytes = 0;
   uint64_t in_flight_bytes = 0;
+  uint64_t mtu_bytes = 0;  // largest datagram that it is known to carry
   uint64_t packets_sealed = 0;
+  uint64_t packets_lost = 0;   // declared lost
   uint64_t message_bytes = 0;  // payload sent on it, resends included
   uint32_t epoch = 0;          // of the keys that it seals with; the same for all paths of a peer
 };
@@ -63,6 +69,8 @@ class Connection {
     TrafficCounters& traffic;
     base::Random& random;
     std::deque<Event>& events;
+    CreditPool& pool;
+    bool& shares_changed;  // the pool's: every connection is to look at its credit
   };
 
   Connection(Shared shared, base::Rank peer, base::Instant now);
@@ -75,8 +83,9 @@ class Connection {
   void require(base::Instant now);
 
   // A datagram whose SPI is this peer's. `datagram` starts with the decoded header.
+  // `waited` is how long it lay in this host.
   void handle_packet(base::Instant now, const wire::Header& header, bool is_marked_ce,
-                     base::Bytes datagram);
+                     base::Bytes datagram, base::Duration waited);
   void handle_timeout(base::Instant now);
   base::Instant deadline(base::Instant now) const;
   // Fills `burst` and `out`; false when there is nothing to send now.
@@ -84,13 +93,15 @@ class Connection {
 
   void post_send(const SendRequest& request);
   void withdraw_send(Token token);
-  void attach_receive(uint64_t message_id, const PostedReceive& receive);
+  void attach_receive(uint64_t message_id, const PostedReceive& receive, base::Instant now);
   void withdraw_receive(Token token);
-  void post_grant(const wire::MessageKey& key, uint64_t bytes);
+  void post_grant(const wire::MessageKey& key, uint64_t bytes, base::Instant now);
   void post_status(const wire::StatusFrame& status);
   void post_abort(const wire::AbortFrame& abort);
   void post_goodbye();
   void drop_group(uint64_t group);
+  // Tells the peer what it may send, if that has changed by enough.
+  void update_credit();
 
   ConnectionState state() const { return state_; }
   bool is_usable() const { return state_ < ConnectionState::kClosed; }
@@ -102,8 +113,8 @@ class Connection {
   bool is_drained() const;
   bool was_reached() const { return was_reached_; }
   base::Instant last_heard_at() const { return last_heard_at_; }
-  std::vector<PathReport> paths() const;
-  std::optional<PathReport> path(base::PathId id) const;
+  std::vector<PathReport> paths(base::Instant now) const;
+  std::optional<PathReport> path(base::PathId id, base::Instant now) const;
   // Where the peer is, for messages: "rank 3 (10.0.0.7:4410)".
   std::string describe() const;
   uint64_t bytes_resent() const { return sends_.resent_bytes(); }
@@ -121,8 +132,9 @@ class Connection {
   };
 
   // connection.cc: set-up, liveness
-  void open_sending_paths(base::Instant now);
-  PathReport report_of(const SendingPath& path) const;
+  void open_sending_paths(size_t count, base::Instant now);
+  SendingPath& open_sending_path(base::PathId id, base::Instant now);
+  PathReport report_of(const SendingPath& path, base::Instant now) const;
   ReceivingPath* receiving_path(base::PathId id);
   void report_failure(base::ErrorCode code, const std::string& what);
   void check_liveness(base::Instant now);
@@ -139,9 +151,11 @@ class Connection {
   void handle(base::Instant now, ReceivingPath& path, const wire::ConfirmEchoFrame& frame);
   void on_echo(SendingPath& path, base::Duration round_trip, base::Instant now);
   void handle(const wire::GrantFrame& frame);
+  void handle(const wire::CreditFrame& frame);
   void handle(const wire::AbortFrame& frame);
   void handle_goodbye();
-  void apply(InboundMessages::Effects& effects);
+  void apply(InboundMessages::Effects& effects, base::Instant now);
+  void on_congestion_report(SendingPath& path, uint32_t ce_count, base::Instant now);
   void settle(SendingPath& path, const SentPackets::Settled& settled, base::Instant now);
   void settle_frame_lost(const ReliableFrame& frame);
 
@@ -159,21 +173,25 @@ class Connection {
   void wipe_keys();
 
   // connection_send.cc: what goes out
-  void on_probe_timeout(SendingPath& path, base::Instant now);
+  void on_probe_timer(SendingPath& path, base::Instant now);
+  void suspect(SendingPath& path, base::Instant now);
+  bool another_delivers(const SendingPath& path) const;
+  void resend(const SentPacket* packet);
   SendingPath* pick_path(base::Instant now);
   SendingPath* pick_urgent_path(base::Instant now);
-  SendingPath* pick_data_path();
   SendingPath* pick_ack_path(base::Instant now);
-  bool has_payload() const;
+  bool has_payload() const { return !control_.empty() || sends_.has_next(); }
+  bool has_peer_room() const;
   bool fill_packet(SendingPath& path, base::Instant now, bool is_first, PacketBuilder& builder,
                    SentPacket& record);
+  bool seal_packet(SendingPath& path, base::Instant now, const PacketBuilder& builder,
+                   SentPacket record, base::MutableBytes datagram);
   void fill_path_frames(SendingPath& path, base::Instant now, PacketBuilder& builder,
                         SentPacket& record);
   void fill_acks(base::Instant now, PacketBuilder& builder);
   void fill_control(PacketBuilder& builder, SentPacket& record);
   uint64_t fill_data(PacketBuilder& builder, SentPacket& record);
   SendingPath* sending_path(base::PathId id);
-  void update_credit();
   // Appends a control frame; too many of them are a peer that acknowledges nothing.
   void queue_control(ControlFrame frame);
 
@@ -188,20 +206,25 @@ class Connection {
   base::Spi peer_spi_;                                  // what the peer listens to me on
   size_t datagram_bytes_ = 0;                           // largest that both ends take
   LinkEpochs epochs_;                                   // the link's secrets
-  std::vector<std::unique_ptr<SendingPath>> sending_;   // opened once, in order of use
+  std::vector<std::unique_ptr<SendingPath>> sending_;   // in the order of opening; never closed
   std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when first used
-  size_t next_path_ = 0;                                              // round robin over sending_
+  PathScheduler scheduler_;                                           // which of sending_ is next
   SendQueue sends_;                                                   // messages to the peer
   InboundMessages receives_;                                          // messages from the peer
   std::deque<ControlFrame> control_;                                  // to be sent, in order
-  uint64_t next_grant_id_ = 0;                      // never reused on this connection
-  uint64_t advertised_eager_limit_ = kEagerWindow;  // last credit queued for the peer
-  bool credit_queued_ = false;                      // a SentCredit is in control_
-  base::Instant last_heard_at_;                     // last packet that verified
-  base::Instant last_sent_at_;                      // last packet that asked for an ack
-  std::vector<uint8_t> plaintext_;                  // scratch for one opened packet
-  std::vector<uint8_t> bitmap_;                     // scratch for one ack
-  SentPackets::Settled settled_;                    // scratch for what one ack or timeout settled
+  uint64_t next_grant_id_ = 0;                       // never reused on this connection
+  uint64_t advertised_eager_limit_ = kEagerWindow;   // last credit queued for the peer
+  uint64_t advertised_window_ = kPeerWindowInitial;  // likewise
+  uint32_t next_credit_serial_ = 1;                  // of the next credit for the peer
+  bool credit_queued_ = false;                       // a SentCredit is in control_
+  uint64_t peer_window_ = kPeerWindowInitial;        // what the peer lets us have in flight
+  uint32_t peer_credit_serial_ = 0;                  // of the newest credit from the peer
+  base::Instant last_heard_at_;                      // last packet that verified
+  base::Duration waited_;                            // of the packet in hand, in this host
+  base::Instant last_sent_at_;                       // last packet that asked for an ack
+  std::vector<uint8_t> plaintext_;                   // scratch for one opened packet
+  std::vector<uint8_t> bitmap_;                      // scratch for one ack
+  SentPackets::Settled settled_;                     // scratch for what one ack or timeout settled
 };
 
 }  // namespace securefabric::transport

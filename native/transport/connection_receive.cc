@@ -1,6 +1,7 @@
 // What arrives from one peer: open, decode, dispatch, settle. The rest of Connection is in
 // connection.cc and connection_send.cc.
 #include <algorithm>
+#include <utility>
 
 #include "transport/connection.h"
 #include "wire/decode.h"
@@ -14,7 +15,7 @@ using base::Instant;
 using OpenStatus = crypto::OpenStatus;
 
 void Connection::handle_packet(Instant now, const wire::Header& header, bool is_marked_ce,
-                               base::Bytes datagram) {
+                               base::Bytes datagram, base::Duration waited) {
   if (!is_usable()) {
     ++shared_.drops.peer_closed;
     return;
@@ -41,6 +42,7 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   shared_.traffic.bytes_opened += datagram.size();
   if (is_marked_ce) ++shared_.traffic.ce_received;
   last_heard_at_ = now;
+  waited_ = waited;
   const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext_);
   if (content.is_malformed) {
     ++shared_.drops.malformed;
@@ -50,7 +52,7 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
     return;
   }
   path->acks.on_packet({header.packet_number, datagram.size(), content.is_ack_eliciting,
-                        content.wants_ack_now, is_marked_ce},
+                        content.wants_ack_now, is_marked_ce, waited},
                        now);
 }
 
@@ -87,9 +89,10 @@ Connection::PacketContent Connection::handle_frames(Instant now, ReceivingPath& 
       handle(now, path, *echo);
     } else {
       content.is_ack_eliciting = true;
+      if (std::holds_alternative<wire::PingFrame>(*frame)) content.wants_ack_now = true;
       if (const auto* grant = std::get_if<wire::GrantFrame>(&*frame)) handle(*grant);
       if (const auto* credit = std::get_if<wire::CreditFrame>(&*frame)) {
-        sends_.on_credit(credit->eager_limit);
+        handle(*credit);
       }
       if (const auto* status = std::get_if<wire::StatusFrame>(&*frame)) {
         shared_.events.push_back(StatusReceived{peer_, *status});
@@ -106,7 +109,7 @@ Connection::PacketContent Connection::handle_frames(Instant now, ReceivingPath& 
   return content;
 }
 
-void Connection::handle(Instant, ReceivingPath& path, const wire::DataFrame& frame,
+void Connection::handle(Instant now, ReceivingPath& path, const wire::DataFrame& frame,
                         PacketContent& content) {
   content.is_ack_eliciting = true;
   content.wants_ack_now = content.wants_ack_now || frame.wants_ack_now;
@@ -117,23 +120,36 @@ void Connection::handle(Instant, ReceivingPath& path, const wire::DataFrame& fra
     content.is_malformed = true;
     return;
   }
+  if (!frame.is_eager && shared_.pool.on_activity(peer_, now)) shared_.shares_changed = true;
   InboundMessages::Effects effects;
   const base::Status status = receives_.on_data(frame, effects);
-  apply(effects);
+  apply(effects, now);
   if (!status) report_failure(status.error().code, status.error().message);
 }
 
-void Connection::apply(InboundMessages::Effects& effects) {
+void Connection::apply(InboundMessages::Effects& effects, Instant now) {
   for (Event& event : effects.events) shared_.events.push_back(std::move(event));
-  for (const wire::GrantFrame& grant : effects.grants) post_grant(grant.key, grant.granted);
+  for (const wire::GrantFrame& grant : effects.grants) post_grant(grant.key, grant.granted, now);
   update_credit();
 }
 
 void Connection::update_credit() {
-  if (credit_queued_) return;
-  if (receives_.eager_limit() - advertised_eager_limit_ < kEagerWindow / 4) return;
+  if (credit_queued_ || !is_usable() || state_ == ConnectionState::kResolving) return;
+  const uint64_t window = shared_.pool.window_of(peer_);
+  const bool is_narrower = window < advertised_window_ - advertised_window_ / 4;
+  const bool is_wider = window > advertised_window_ + advertised_window_ / 4;
+  const bool has_freed = receives_.eager_limit() - advertised_eager_limit_ >= kEagerWindow / 4;
+  if (!is_narrower && !is_wider && !has_freed) return;
   credit_queued_ = true;
   queue_control(SentCredit{});
+}
+
+// A window may shrink, so the order counts.
+void Connection::handle(const wire::CreditFrame& frame) {
+  sends_.on_credit(frame.eager_limit);
+  if (frame.serial <= peer_credit_serial_) return;
+  peer_credit_serial_ = frame.serial;
+  peer_window_ = frame.window;
 }
 
 void Connection::handle(const wire::GrantFrame& frame) {
@@ -148,10 +164,24 @@ void Connection::handle(Instant now, const wire::AckFrame& frame, PacketContent&
     content.is_malformed = true;
     return;
   }
-  if (settled_.rtt) path->rtt.on_sample(*settled_.rtt, base::Duration::micros(frame.delay_us));
-  if (settled_.has_progress()) path->pto_count = 0;
+  if (settled_.rtt) {
+    const base::Duration host_delay = base::Duration::micros(frame.delay_us) + waited_;
+    path->rtt.on_sample(*settled_.rtt, host_delay);
+    on_congestion_report(*path, frame.ce_count, now);
+  }
+  if (settled_.has_progress()) path->probe_count = 0;
   path->sent.detect_lost(now, path->rtt.loss_delay(), settled_);
   settle(*path, settled_, now);
+}
+
+void Connection::on_congestion_report(SendingPath& path, uint32_t ce_count, Instant now) {
+  const Instant sent_at = now - *settled_.rtt;
+  path.congestion.on_delay(path.rtt.latest_delay(), sent_at, now);
+  path.congestion.on_marked(ce_count - std::exchange(path.ce_count, ce_count),
+                            settled_.acked.size(), sent_at, now);
+  if (!path.congestion.is_congested()) return;
+  path.congested_at = now;
+  path.avoid(now);
 }
 
 void Connection::settle(SendingPath& path, const SentPackets::Settled& settled, Instant now) {
@@ -167,20 +197,36 @@ void Connection::settle(SendingPath& path, const SentPackets::Settled& settled, 
       }
     }
   };
+  const auto on_arrived = [&](const SentPacket& packet) {
+    if (packet.mtu_probe_bytes > 0) path.mtu.on_probe_acked(packet.mtu_probe_bytes, now);
+    path.mtu.on_acked(packet.bytes);
+    on_delivered(packet);
+  };
   for (const SentPacket& packet : settled.acked) {
     path.congestion.on_acked(packet.bytes, packet.sent_at);
-    on_delivered(packet);
+    on_arrived(packet);
   }
   for (const SentPacket& packet : settled.revived) {
     ++shared_.traffic.spurious_losses;
-    on_delivered(packet);
+    path.rtt.on_spurious_loss(now - packet.sent_at);
+    path.congestion.on_spurious_loss(packet.sent_at);
+    on_arrived(packet);
   }
+  bool has_lost = false;
   for (const SentPacket& packet : settled.lost) {
+    if (packet.mtu_probe_bytes > 0) {
+      path.mtu.on_probe_lost(packet.mtu_probe_bytes, now);
+      continue;
+    }
+    has_lost = true;
+    path.mtu.on_lost(packet.bytes);
     ++shared_.traffic.packets_lost;
+    ++path.packets_lost;
     path.congestion.on_lost(packet.bytes, packet.sent_at, now);
     if (packet.data) sends_.on_lost(*packet.data);
     for (const ReliableFrame& frame : packet.others) settle_frame_lost(frame);
   }
+  if (has_lost) path.avoid(now);  // so that the resend takes another
 }
 
 void Connection::settle_frame_lost(const ReliableFrame& frame) {
@@ -198,9 +244,15 @@ void Connection::settle_frame_lost(const ReliableFrame& frame) {
   }
 }
 
-void Connection::handle(Instant, ReceivingPath& path, const wire::ConfirmFrame& frame) {
+// The peer may use more paths than we have opened: each needs its way back.
+void Connection::handle(Instant now, ReceivingPath& path, const wire::ConfirmFrame& frame) {
   path.is_confirmed = true;
-  if (SendingPath* back = sending_path(path.id.reversed())) back->echo_owed = frame.challenge;
+  SendingPath* back = sending_path(path.id.reversed());
+  if (back == nullptr && sending_.size() < kPathsPerPeerMax) {
+    back = &open_sending_path(path.id.reversed(), now);
+    back->is_for_data = back->is_in_use = sending_.size() <= shared_.config.paths_per_peer;
+  }
+  if (back != nullptr) back->echo_owed = frame.challenge;
 }
 
 void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFrame& frame) {
@@ -212,14 +264,14 @@ void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFram
 }
 
 void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant now) {
-  path.rtt.on_sample(round_trip, base::Duration());
+  path.rtt.on_sample(round_trip, waited_);
   ++path.echoes;
   if (path.state == PathState::kSuspect && path.echoes < kProbeEchoesNeeded) {
     path.next_challenge_at = now;
     return;
   }
   path.state = PathState::kActive;
-  path.pto_count = 0;
+  path.probe_count = 0;
   path.next_challenge_at = Instant::never();
   if (state_ == ConnectionState::kConfirming) {
     state_ = ConnectionState::kOpen;
@@ -238,6 +290,8 @@ void Connection::handle(const wire::AbortFrame& frame) {
 // sent still counts.
 void Connection::handle_goodbye() {
   state_ = ConnectionState::kClosed;
+  shared_.pool.remove(peer_);
+  shared_.shares_changed = true;
   for (const Token token : sends_.sent_as_a_whole()) {
     shared_.events.push_back(SendDelivered{token});
   }

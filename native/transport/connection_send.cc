@@ -15,64 +15,83 @@ constexpr size_t kPacketOverhead = wire::kHeaderBytes + crypto::kAuthTagBytes;
 
 }  // namespace
 
-// PROTOCOL.md §6. The oldest data goes out again, on whichever path is next, and the silent path is
-// asked for an ack. A path that stays silent while another delivers is suspect: all its data moves.
-// The last path that might work is never suspected: it is probed with data, backing off.
-void Connection::on_probe_timeout(SendingPath& path, Instant now) {
-  ++path.pto_count;
-  ++shared_.traffic.probe_timeouts;
-  const bool another_delivers =
-      std::any_of(sending_.begin(), sending_.end(), [&](const auto& other) {
-        return other.get() != &path && other->state == PathState::kActive && other->pto_count == 0;
-      });
-  if (path.state == PathState::kActive && another_delivers && path.pto_count >= kSuspectAfterPtos) {
-    ++shared_.traffic.paths_suspected;
-    path.state = PathState::kSuspect;
-    path.echoes = 0;
-    path.forget_challenges();
-    path.challenge_interval = kProbeIntervalMin;
-    path.next_challenge_at = now;
-    path.wants_ping = false;
-    settled_.clear();
-    path.sent.give_up_all(settled_);
-    settle(path, settled_, now);
-    path.congestion.on_persistent_loss();
+// PROTOCOL.md §6.2. First the path is asked, and its newest data goes out again on another: if the
+// tail was lost, the answer tells. Then, if what was sent elsewhere at that time has arrived, the
+// path is suspect, and everything on it moves. If nothing arrives anywhere, the peer is busy or
+// gone: only now is it a timeout; the oldest data goes out again, and the pauses double.
+void Connection::on_probe_timer(SendingPath& path, Instant now) {
+  ++path.probe_count;
+  if (path.probe_count == 1) {
+    ++shared_.traffic.tail_probes;
+    path.asked_at = now;
+    path.avoid(now);
+    path.wants_ping = true;
+    resend(path.sent.newest_in_flight());
     return;
   }
-  if (path.pto_count >= kSuspectAfterPtos) path.congestion.on_persistent_loss();
-  if (const SentPacket* oldest = path.sent.oldest_in_flight()) {
-    if (oldest->data) sends_.on_lost(*oldest->data);
-    for (const ReliableFrame& frame : oldest->others) settle_frame_lost(frame);
-  }
+  if (path.is_active() && another_delivers(path)) return suspect(path, now);
+  if (path.probe_count == 2) return;
+  path.asked_at = now;
+  ++shared_.traffic.probe_timeouts;
+  if (path.probe_count >= 2 + kPersistentAfterPtos) path.congestion.on_persistent_loss();
+  resend(path.sent.oldest_in_flight());
   path.wants_ping = true;
 }
 
-bool Connection::has_payload() const {
-  return !control_.empty() || sends_.has_next();
+void Connection::resend(const SentPacket* packet) {
+  if (packet == nullptr) return;
+  if (packet->data) sends_.on_lost(*packet->data);
+  for (const ReliableFrame& frame : packet->others) settle_frame_lost(frame);
+}
+
+// What another path was given since this one was asked has arrived. (Before, both may just have
+// waited for a peer that was busy.)
+bool Connection::another_delivers(const SendingPath& path) const {
+  return std::any_of(sending_.begin(), sending_.end(), [&](const auto& other) {
+    return other.get() != &path && other->is_active() && other->probe_count == 0 &&
+           other->sent.newest_acked_sent_at() >= path.asked_at;
+  });
+}
+
+void Connection::suspect(SendingPath& path, Instant now) {
+  ++shared_.traffic.paths_suspected;
+  path.state = PathState::kSuspect;
+  path.echoes = 0;
+  path.forget_challenges();
+  path.challenge_interval = kProbeIntervalMin;
+  path.next_challenge_at = now;
+  path.wants_ping = false;
+  settled_.clear();
+  path.sent.give_up_all(settled_);
+  settle(path, settled_, now);
+  path.congestion.on_persistent_loss();
+  path.mtu.restart();
+}
+
+// What is in flight to the peer waits in its buffers at worst: it says how much they take. One
+// packet may always go.
+bool Connection::has_peer_room() const {
+  uint64_t in_flight = 0;
+  for (const auto& path : sending_) in_flight += path->congestion.in_flight();
+  return in_flight == 0 || in_flight + kDatagramBytesMax <= peer_window_;
 }
 
 SendingPath* Connection::pick_path(Instant now) {
   if (SendingPath* path = pick_urgent_path(now)) return path;
-  if (state_ == ConnectionState::kOpen && has_payload()) {
-    if (SendingPath* path = pick_data_path()) return path;
+  const bool has_data = sends_.has_next() && has_peer_room();
+  if (state_ == ConnectionState::kOpen && (has_data || !control_.empty())) {
+    open_sending_paths(scheduler_.review(sending_, now), now);
+    if (SendingPath* path = scheduler_.pick(sending_, shared_.random, now)) return path;
   }
   return pick_ack_path(now);
 }
 
 SendingPath* Connection::pick_urgent_path(Instant now) {
   for (const auto& path : sending_) {
-    if (path->echo_owed || path->wants_ping || path->next_challenge_at <= now) return path.get();
-  }
-  return nullptr;
-}
-
-// Round robin over the paths that may carry data and have room in their window.
-SendingPath* Connection::pick_data_path() {
-  for (size_t i = 0; i < sending_.size(); ++i) {
-    SendingPath& path = *sending_[(next_path_ + i) % sending_.size()];
-    if (path.state != PathState::kActive || !path.has_room()) continue;
-    next_path_ = (next_path_ + i + 1) % sending_.size();
-    return &path;
+    const bool wants_probe = path->is_active() && path->mtu.probe_due(now) > 0;
+    if (path->echo_owed || path->wants_ping || path->next_challenge_at <= now || wants_probe) {
+      return path.get();
+    }
   }
   return nullptr;
 }
@@ -82,9 +101,9 @@ SendingPath* Connection::pick_ack_path(Instant now) {
   for (const auto& [id, receiving] : receiving_) {
     if (!receiving->acks.is_due(now)) continue;
     SendingPath* back = sending_path(id.reversed());
-    if (back != nullptr && back->state == PathState::kActive) return back;
+    if (back != nullptr && back->is_active()) return back;
     for (const auto& path : sending_) {
-      if (path->state == PathState::kActive) return path.get();
+      if (path->is_active()) return path.get();
     }
     return back != nullptr || sending_.empty() ? back : sending_.front().get();
   }
@@ -97,60 +116,84 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
   SendingPath* path = pick_path(now);
   if (path == nullptr) return false;
 
+  const size_t full_size = path->mtu.mtu();
   const size_t segments_max =
-      std::min(shared_.config.burst_segments_max, kBurstBytesMax / datagram_bytes_);
+      std::min(shared_.config.burst_segments_max, kBurstBytesMax / full_size);
   PacketBuilder builder;
   size_t used = 0;
   size_t first_size = 0;
   for (size_t segment = 0; segment < std::max<size_t>(segments_max, 1); ++segment) {
     SentPacket record;
     const bool is_first = segment == 0;
-    if (!is_first && (!path->has_room() || path->state != PathState::kActive)) break;
+    const bool may_go_on = path->has_room() && path->is_active() && used < path->burst_bytes_max();
+    if (!is_first && !may_go_on) break;
     if (!fill_packet(*path, now, is_first, builder, record)) break;
     const size_t size = builder.size() + kPacketOverhead;
-    const base::MutableBytes datagram = burst.subspan(used, size);
-    const base::PacketNumber number = path->sealer.next_packet_number();
-    wire::encode_header({path->id, peer_spi_, number, epochs_.sending_bit()}, datagram);
-    if (!path->sealer.seal(datagram.first(wire::kHeaderBytes), builder.parts(),
-                           datagram.subspan(wire::kHeaderBytes))) {
-      report_failure(base::ErrorCode::kLimit,
-                     "cannot be sent to: the path's packet numbers are "
-                     "used up; restart the job");
+    if (!seal_packet(*path, now, builder, std::move(record), burst.subspan(used, size))) {
       return false;
     }
-    record.sent_at = now;
-    record.bytes = record.is_ack_eliciting ? static_cast<uint32_t>(size) : 0;
-    path->congestion.on_sent(record.bytes, now);
-    if (record.is_ack_eliciting) last_sent_at_ = now;
-    path->sent.on_sent(number, std::move(record));
-    ++shared_.traffic.packets_sealed;
-    shared_.traffic.bytes_sealed += size;
-    epochs_.on_traffic(size);
     used += size;
     if (is_first) first_size = size;
-    // Only the last datagram of a GSO send may be shorter than the others.
-    if (size < first_size || size < datagram_bytes_) break;
+    // Only the last datagram of a GSO send may be shorter than the others, and none longer.
+    if (size != full_size) break;
   }
   if (used == 0) return false;
   out = Transmit{path->id.sender_socket(), path->to, first_size, burst.first(used)};
   return true;
 }
 
+// False when the path's packet numbers are used up, which fails the connection.
+bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder& builder,
+                             SentPacket record, base::MutableBytes datagram) {
+  const base::PacketNumber number = path.sealer.next_packet_number();
+  wire::encode_header({path.id, peer_spi_, number, epochs_.sending_bit()}, datagram);
+  if (!path.sealer.seal(datagram.first(wire::kHeaderBytes), builder.parts(),
+                        datagram.subspan(wire::kHeaderBytes))) {
+    report_failure(base::ErrorCode::kLimit,
+                   "cannot be sent to: the path's packet numbers are "
+                   "used up; restart the job");
+    return false;
+  }
+  const bool counts_as_in_flight = record.is_ack_eliciting && record.mtu_probe_bytes == 0;
+  record.sent_at = now;
+  record.bytes = counts_as_in_flight ? static_cast<uint32_t>(datagram.size()) : 0;
+  path.congestion.on_sent(record.bytes, now);
+  if (record.is_ack_eliciting) last_sent_at_ = now;
+  path.sent.on_sent(number, std::move(record));
+  ++shared_.traffic.packets_sealed;
+  shared_.traffic.bytes_sealed += datagram.size();
+  epochs_.on_traffic(datagram.size());
+  return true;
+}
+
 // Order inside a packet: what belongs to the path, acks, control, data. Returns false when there is
-// nothing to put in.
+// nothing to put in. A probe of the path's MTU goes alone.
 bool Connection::fill_packet(SendingPath& path, Instant now, bool is_first, PacketBuilder& builder,
                              SentPacket& record) {
-  builder.begin(datagram_bytes_ - kPacketOverhead);
+  const size_t probe_bytes = is_first && path.is_active() ? path.mtu.probe_due(now) : 0;
+  if (probe_bytes > 0) {
+    builder.begin(probe_bytes - kPacketOverhead);
+    builder.add(wire::PingFrame{});
+    builder.pad();
+    record.is_ack_eliciting = true;
+    record.mtu_probe_bytes = static_cast<uint16_t>(probe_bytes);
+    path.mtu.on_probe_sent();
+    return true;
+  }
+  builder.begin(path.mtu.mtu() - kPacketOverhead);
+  const bool is_challenge = is_first && path.next_challenge_at <= now;
   if (is_first) {
     fill_path_frames(path, now, builder, record);
     fill_acks(now, builder);
   }
-  if (state_ == ConnectionState::kOpen && path.state == PathState::kActive && path.has_room()) {
+  if (state_ == ConnectionState::kOpen && path.is_active() && path.has_room()) {
     fill_control(builder, record);
-    path.message_bytes += fill_data(builder, record);
+    if (has_peer_room()) path.message_bytes += fill_data(builder, record);
     // More follows in this burst: every datagram but the last has the full size.
     if (!builder.empty() && has_payload()) builder.pad();
   }
+  // The echo is to prove that the path carries the least that it must.
+  if (is_challenge) builder.pad_to(kDatagramBytesMin - kPacketOverhead);
   return !builder.empty();
 }
 
@@ -197,8 +240,11 @@ void Connection::fill_control(PacketBuilder& builder, SentPacket& record) {
       fits = builder.add(*half);
       if (fits) record.others.emplace_back(SentEpoch{half->epoch});
     } else if (std::holds_alternative<SentCredit>(frame)) {
-      fits = builder.add(wire::CreditFrame{receives_.eager_limit()});
+      const uint64_t window = shared_.pool.window_of(peer_);
+      fits = builder.add(wire::CreditFrame{receives_.eager_limit(), window, next_credit_serial_});
       if (fits) {
+        ++next_credit_serial_;
+        advertised_window_ = window;
         advertised_eager_limit_ = receives_.eager_limit();
         credit_queued_ = false;
         record.others.emplace_back(SentCredit{});

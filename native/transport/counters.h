@@ -35,6 +35,7 @@ struct TrafficCounters {
   uint64_t bytes_resent = 0;            // their payload
   uint64_t spurious_losses = 0;         // declared lost, then acknowledged
   uint64_t duplicate_fragments = 0;     // payload that had arrived before
+  uint64_t tail_probes = 0;             // silent paths that were asked, before any timeout
   uint64_t probe_timeouts = 0;          // PTOs that fired
   uint64_t paths_suspected = 0;         // times a path became suspect
   uint64_t epochs_begun = 0;            // times a link moved to fresh keys

@@ -26,6 +26,7 @@ Endpoint::Endpoint(EndpointConfig config, ReceiveMatcher& matcher)
       key_pair_(take_key_pair(config_)),
       matcher_(matcher),
       random_(config_.random_seed),
+      pool_(config_.receive_budget_bytes),
       burst_(kBurstBytesMax + kDatagramBytesMax) {
   SF_CHECK(config_.aead != nullptr && config_.draw_private_key != nullptr);
   SF_CHECK(config_.socket_count >= 1 && config_.socket_count <= kSocketsMax);
@@ -39,8 +40,8 @@ void Endpoint::check_clock(Instant now) {
   last_now_ = now;
 }
 
-void Endpoint::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce,
-                               base::Bytes datagram) {
+void Endpoint::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
+                               base::Duration waited) {
   check_clock(now);
   wire::Header header;
   switch (wire::decode_header(datagram, header)) {
@@ -62,7 +63,7 @@ void Endpoint::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce,
     ++drops_.unknown_spi;
     return hint_at(peer);
   }
-  connection->handle_packet(now, header, is_marked_ce, datagram);
+  connection->handle_packet(now, header, is_marked_ce, datagram, waited);
   mark_dirty(peer);
 }
 
@@ -101,8 +102,10 @@ Connection& Endpoint::find_or_make(Rank peer, Instant now) {
   SF_CHECK(peer.value < config_.world_size && peer != config_.rank);
   auto& connection = peers_[peer].connection;
   if (!connection) {
-    connection = std::make_unique<Connection>(
-        Connection::Shared{config_, matcher_, drops_, traffic_, random_, events_}, peer, now);
+    connection =
+        std::make_unique<Connection>(Connection::Shared{config_, matcher_, drops_, traffic_,
+                                                        random_, events_, pool_, shares_changed_},
+                                     peer, now);
   }
   return *connection;
 }
@@ -178,7 +181,7 @@ void Endpoint::withdraw_send(Rank peer, Token token) {
 void Endpoint::attach_receive(Rank peer, uint64_t message_id, const PostedReceive& receive) {
   Connection* connection = find(peer);
   SF_CHECK(connection != nullptr);
-  connection->attach_receive(message_id, receive);
+  connection->attach_receive(message_id, receive, last_now_);
   mark_dirty(peer);
 }
 
@@ -190,7 +193,7 @@ void Endpoint::post_grant(Rank peer, const wire::MessageKey& key, uint64_t bytes
   Connection* connection = find(peer);
   SF_CHECK(connection != nullptr);
   if (!connection->is_usable()) return;
-  connection->post_grant(key, bytes);
+  connection->post_grant(key, bytes, last_now_);
   mark_dirty(peer);
 }
 
@@ -237,9 +240,18 @@ void Endpoint::mark_dirty(Rank peer) {
   is_dirty = true;
 }
 
+void Endpoint::update_credits() {
+  shares_changed_ = false;
+  for (const auto& [rank, peer] : peers_) {
+    peer.connection->update_credit();
+    mark_dirty(rank);
+  }
+}
+
 // Peers take turns burst by burst, so that one large message cannot starve the others.
 bool Endpoint::poll_transmit(Instant now, Transmit& out) {
   check_clock(now);
+  if (shares_changed_) update_credits();
   while (!dirty_.empty()) {
     const Rank rank = dirty_.front();
     dirty_.pop_front();
@@ -297,13 +309,13 @@ TrafficCounters Endpoint::traffic() const {
 
 std::optional<PathReport> Endpoint::path(Rank peer, base::PathId id) const {
   const Connection* connection = find(peer);
-  return connection == nullptr ? std::nullopt : connection->path(id);
+  return connection == nullptr ? std::nullopt : connection->path(id, last_now_);
 }
 
 std::vector<std::pair<Rank, std::vector<PathReport>>> Endpoint::paths() const {
   std::vector<std::pair<Rank, std::vector<PathReport>>> reports;
   for (const auto& [rank, peer] : peers_) {
-    reports.emplace_back(rank, peer.connection->paths());
+    reports.emplace_back(rank, peer.connection->paths(last_now_));
   }
   return reports;
 }

@@ -37,7 +37,9 @@ class Endpoint {
   void set_own_entry(base::Bytes entry) { own_entry_ = base::to_vector(entry); }
 
   // `datagram` arrived on local socket `socket`. It may be anything: hostile bytes end here.
-  void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram);
+  // `waited` is how long it lay in this host before `now`, as far as that is known.
+  void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
+                       base::Duration waited = base::Duration());
   void handle_timeout(base::Instant now);
 
   // Starts to reach a peer if that has not happened yet; an unreachable one becomes PeerFailed.
@@ -103,6 +105,7 @@ class Endpoint {
   void check_clock(base::Instant now);
   // The peer may have something to send or a new deadline.
   void mark_dirty(base::Rank peer);
+  void update_credits();
   void set_deadline(base::Rank rank, Peer& peer, base::Instant deadline);
 
   EndpointConfig config_;
@@ -113,6 +116,8 @@ class Endpoint {
   DropCounters drops_;
   TrafficCounters traffic_;
   std::deque<Event> events_;
+  CreditPool pool_;                   // what the peers may have in flight to us
+  bool shares_changed_ = false;       // the peers' credit is to be looked at
   std::map<base::Rank, Peer> peers_;  // ordered: determinism; erased by wipe() only
   std::deque<base::Rank> dirty_;      // peers to poll for output, each once
   std::set<std::pair<base::Instant, base::Rank>> deadlines_;  // one per peer that has one

@@ -25,13 +25,17 @@ struct EndpointConfig {
   EpochLimits epoch_limits;                       // when a link's keys are replaced
   base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
   size_t socket_count = 1;                        // local sockets, numbered from 0
-  size_t paths_per_peer = 4;                      // sending paths used to each peer, if it has them
+  size_t paths_per_peer = 8;                      // sending paths to each peer, at most
   size_t datagram_bytes_max = kDatagramBytesMax;  // the smallest of the local interfaces' limits
   size_t burst_segments_max = kBurstSegmentsMax;  // 1 where segmentation offload is switched off
+  // What the peers may have in flight to this rank, together, so that no socket buffer overflows.
+  uint64_t receive_budget_bytes = kReceiveBudgetDefault;
   uint64_t random_seed = 0;  // for challenges and jitter; from the OS on sockets
   base::Duration join_timeout = kJoinTimeoutDefault;    // entry and first answer of a peer
   base::Duration death_timeout = kDeathTimeoutDefault;  // silence of a peer that was reached
   base::Duration heartbeat = kHeartbeatDefault;         // idle time after which a ping is sent
+  bool heeds_delay = true;    // false only in comparisons: windows react to nothing but loss
+  bool sprays_blind = false;  // true only in comparisons: round robin over the paths
 };
 
 }  // namespace securefabric::transport

@@ -62,20 +62,27 @@ inline constexpr base::Duration kAckDelayMax = base::Duration::millis(1);
 inline constexpr size_t kAckRepeats = 4;
 
 // --- Loss recovery -------------------------------------------------------------------------------
-// A packet is lost when one this much later on its path arrived: three full bursts.
-inline constexpr uint64_t kPacketThreshold = 3 * 7;
+// A packet is lost when a later one of its path arrived and a round trip, a quarter and at least
+// this have passed: threads that move between cores, and links in bundles, reorder by bursts.
+inline constexpr base::Duration kReorderingMin = base::Duration::micros(500);
+// What late packets can add to that. More is not worth the wait: a resend costs less.
+inline constexpr base::Duration kReorderingMax = base::Duration::millis(20);
+// Samples without a late packet after which half of the addition is forgotten.
+inline constexpr int kReorderingMemory = 1000;
 // Before the first sample (RFC 9002 §6.2.2 has 333 ms for the Internet; this is a cluster).
 inline constexpr base::Duration kInitialRtt = base::Duration::millis(20);
-// Floor and ceiling of the probe timeout. The floor covers a descheduled peer on shared cores.
-inline constexpr base::Duration kPtoMin = base::Duration::millis(10);
+// Floor and ceiling of the probe timeout, which comes after a tail probe has found no answer on any
+// path. The floor covers a peer that waits for its turn on shared cores.
+inline constexpr base::Duration kPtoMin = base::Duration::millis(50);
 inline constexpr base::Duration kPtoMax = base::Duration::seconds(1);
-// Probe timeouts in a row after which a path is suspect, if another path of the peer delivers.
-inline constexpr uint32_t kSuspectAfterPtos = 2;
-// A suspect path is probed with this interval, doubling up to the ceiling, for ever.
+// Probe timeouts in a row after which a window is closed to its floor.
+inline constexpr uint32_t kPersistentAfterPtos = 2;
+// A suspect path is probed with this interval, doubling up to the ceiling, for ever. Six doublings:
+// so a path that was repaired is back within a second.
 inline constexpr base::Duration kProbeIntervalMin = base::Duration::millis(10);
-inline constexpr base::Duration kProbeIntervalMax = base::Duration::seconds(1);
+inline constexpr base::Duration kProbeIntervalMax = base::Duration::millis(640);
 // Challenges of one path that an echo may still answer. As the interval doubles, that covers round
-// trips of four seconds.
+// trips of two seconds.
 inline constexpr size_t kChallengesKept = 4;
 // Echoes that bring a suspect path back.
 inline constexpr uint32_t kProbeEchoesNeeded = 2;
@@ -86,6 +93,52 @@ inline constexpr size_t kInFlightPacketsMax = 4096;
 inline constexpr uint64_t kWindowInitial = 256 * 1024;
 inline constexpr uint64_t kWindowMin = 2 * kDatagramBytesMax;
 inline constexpr uint64_t kWindowMax = 2 * 1024 * 1024;
+// Additive growth per round trip.
+inline constexpr uint64_t kWindowStep = kDatagramBytesMax;
+// Queueing delay that a path aims at, if its round trip without a queue is not longer: the noise of
+// software at both ends is of this order.
+inline constexpr base::Duration kQueueingDelayTarget = base::Duration::micros(500);
+// The least delay of a path is remembered for one to two of these.
+inline constexpr base::Duration kBaseDelayPeriod = base::Duration::seconds(10);
+// Losses up to this share of a path's packets (in 1/65536: 3 %) are not taken for congestion while
+// the queue is short; smoothed over about 2^gain packets.
+inline constexpr uint32_t kLossShareTolerated = 1'966;
+inline constexpr unsigned kLossShareGain = 7;
+
+// --- Choice of paths -----------------------------------------------------------------------------
+// Paths opened to a peer at first; more are opened when paths collide, if the settings allow.
+inline constexpr size_t kPathsOpenedFirst = 8;
+// Paths in use to a peer that has not needed more for kCalmPeriod.
+inline constexpr size_t kPathsWhenCalm = 4;
+inline constexpr base::Duration kCalmPeriod = base::Duration::seconds(1);
+// How often the set of paths in use is looked over.
+inline constexpr base::Duration kReviewInterval = base::Duration::millis(10);
+
+// --- Credits against incast ----------------------------------------------------------------------
+// What a peer may have in flight to us before we have told it: a few bursts.
+inline constexpr uint64_t kPeerWindowInitial = 256 * 1024;
+// What every peer may have in flight, however many there are: a packet's worth of progress.
+inline constexpr uint64_t kPeerWindowMin = 2 * kDatagramBytesMax;
+// What a peer may have in flight that is not expected to send anything large.
+inline constexpr uint64_t kPeerWindowIdle = 1024 * 1024;
+// A peer keeps its share this long after the last sign that it sends. Longer than a pause between
+// two messages of one collective; shorter than a person notices.
+inline constexpr base::Duration kPeerActivePeriod = base::Duration::millis(20);
+// What receive buffers take when nobody has said: the smallest that a Linux host grants.
+inline constexpr uint64_t kReceiveBudgetDefault = 4 * 1024 * 1024;
+
+// --- Path MTU ------------------------------------------------------------------------------------
+// Copies of a probe that must be lost before its size counts as too large.
+inline constexpr int kMtuProbesMax = 3;
+// The search ends when what works and what does not are this close.
+inline constexpr size_t kMtuStep = 64;
+// What fits an Ethernet frame behind IPv4 and UDP headers: the likeliest answer below the largest.
+inline constexpr size_t kMtuEthernet = 1'472;
+// Packets above the minimum that are lost, with none acknowledged between, when a route's MTU has
+// shrunk. A false alarm costs one round trip of small packets.
+inline constexpr int kMtuBlackHoleLosses = 6;
+// A search that ended below the ceiling is repeated (RFC 8899 has ten minutes for the Internet).
+inline constexpr base::Duration kMtuRaiseInterval = base::Duration::seconds(60);
 
 // --- Epochs --------------------------------------------------------------------------------------
 // Old receive keys are kept for this many of the longest probe timeout after the peer has moved:

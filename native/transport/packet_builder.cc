@@ -45,13 +45,14 @@ bool PacketBuilder::add_data(const wire::DataFrame& frame) {
   return true;
 }
 
-void PacketBuilder::pad() {
+void PacketBuilder::pad_to(size_t size) {
   static constexpr std::array<uint8_t, kDatagramBytesMax> kZeros{};
-  if (room() == 0) return;
+  SF_CHECK(size <= capacity_);
+  if (size <= size_) return;
   SF_CHECK(part_count_ < kPartsMax);
-  parts_[part_count_++] = base::Bytes(kZeros).first(room());
+  parts_[part_count_++] = base::Bytes(kZeros).first(size - size_);
   last_part_is_header_ = false;
-  size_ = capacity_;
+  size_ = size;
 }
 
 }  // namespace securefabric::transport

@@ -34,8 +34,9 @@ class PacketBuilder {
   bool add_data(const wire::DataFrame& frame);
   // Room for the fragment of one more DATA frame, header included; 0 when none can be added.
   size_t data_room() const;
-  // Fills the packet up to its capacity with PADDING.
-  void pad();
+  // Fills the packet with PADDING up to its capacity, or up to `size` bytes of plaintext.
+  void pad() { pad_to(capacity_); }
+  void pad_to(size_t size);
 
   std::span<const base::Bytes> parts() const { return std::span(parts_).first(part_count_); }
 

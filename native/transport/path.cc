@@ -8,20 +8,32 @@ const char* path_state_name(PathState state) {
   switch (state) {
     case PathState::kValidating: return "validating";
     case PathState::kActive: return "active";
+    case PathState::kAvoided: return "avoided";
     case PathState::kSuspect: return "suspect";
   }
   return "unknown";
 }
 
-base::Instant SendingPath::pto_deadline() const {
+void SendingPath::avoid(base::Instant now) {
+  avoided_until = now + rtt.srtt();
+}
+
+base::Instant SendingPath::probe_deadline() const {
   if (!sent.has_eliciting_in_flight()) return base::Instant::never();
-  const base::Duration backed_off = rtt.pto() * (int64_t{1} << std::min<uint32_t>(pto_count, 10));
-  return sent.last_eliciting_sent_at() + base::shorter(backed_off, kPtoMax);
+  const base::Instant since =
+      probe_count == 0 ? sent.silent_since() : std::max(sent.silent_since(), asked_at);
+  if (probe_count < 2) return since + rtt.tail_probe();
+  const auto doublings = std::min<uint32_t>(probe_count - 2, 10);
+  return since + base::shorter(rtt.pto() * (int64_t{1} << doublings), kPtoMax);
 }
 
 bool SendingPath::has_room() const {
   if (sent.is_full()) return false;
   return congestion.in_flight() == 0 || congestion.room() >= kDatagramBytesMax;
+}
+
+size_t SendingPath::burst_bytes_max() const {
+  return std::clamp<size_t>(congestion.window() / 4, kDatagramBytesMax, kBurstBytesMax);
 }
 
 void SendingPath::on_challenge_sent(Challenge challenge) {

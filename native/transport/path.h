@@ -15,6 +15,7 @@
 #include "crypto/packet_key.h"
 #include "transport/ack_tracker.h"
 #include "transport/congestion.h"
+#include "transport/mtu_search.h"
 #include "transport/rtt.h"
 #include "transport/sent_packets.h"
 
@@ -24,6 +25,7 @@ namespace securefabric::transport {
 enum class PathState : uint8_t {
   kValidating,  // no echo of a challenge yet: carries no data
   kActive,      // carries data
+  kAvoided,     // active, but congested or lossy: carries data only when no other has room
   kSuspect,     // does not deliver while others do: probed until it answers again
 };
 
@@ -35,13 +37,30 @@ struct Challenge {
 };
 
 struct SendingPath {
-  SendingPath(base::PathId path_id, base::SocketAddress address, crypto::PathSealer path_sealer)
-      : id(path_id), to(address), sealer(std::move(path_sealer)) {}
+  SendingPath(base::PathId path_id, base::SocketAddress address, crypto::PathSealer path_sealer,
+              size_t datagram_bytes_max = kDatagramBytesMax, bool heeds_delay = true)
+      : id(path_id),
+        to(address),
+        sealer(std::move(path_sealer)),
+        mtu(datagram_bytes_max),
+        congestion(heeds_delay) {}
 
-  // When the probe timer fires; never while nothing that asks for an ack is in flight.
-  base::Instant pto_deadline() const;
+  // Once validated, and while it delivers. An avoided path is active.
+  bool is_active() const { return state == PathState::kActive; }
+  bool is_avoided(base::Instant now) const { return is_active() && now < avoided_until; }
+  PathState state_at(base::Instant now) const {
+    return is_avoided(now) ? PathState::kAvoided : state;
+  }
+  // For a round trip, data goes elsewhere if it can.
+  void avoid(base::Instant now);
+
+  // When the probe timer fires; never while nothing that asks for an ack is in flight. The first
+  // time it asks the path, the second it judges the answer, later ones are probe timeouts.
+  base::Instant probe_deadline() const;
   // Room for one more full packet, now. An empty window always admits one.
   bool has_room() const;
+  // How much one burst may take, so that several bursts make a window.
+  size_t burst_bytes_max() const;
   // Each challenge has its own value: an echo that is slower than the repetition must not be timed
   // from a later challenge.
   void on_challenge_sent(Challenge challenge);
@@ -49,15 +68,23 @@ struct SendingPath {
   std::optional<base::Instant> on_echo(uint64_t value);
   void forget_challenges() { challenges.fill({}); }
 
-  base::PathId id;                                      // as I number it
-  base::SocketAddress to;                               // the peer's socket
-  crypto::PathSealer sealer;                            // owns the send key and the packet numbers
-  PathState state = PathState::kValidating;             // see PathState
-  RttEstimator rtt;                                     // of this pair of sockets
-  CongestionWindow congestion;                          // bytes this path may have in flight
-  SentPackets sent;                                     // not yet settled
-  uint32_t pto_count = 0;                               // probe timeouts since the last ack
-  bool wants_ping = false;                              // a probe timeout asks for something to ack
+  base::PathId id;                           // as I number it
+  base::SocketAddress to;                    // the peer's socket
+  crypto::PathSealer sealer;                 // owns the send key and the packet numbers
+  PathState state = PathState::kValidating;  // never kAvoided: see state_at()
+  bool is_in_use = true;                     // chosen for data; see PathScheduler
+  bool is_for_data = true;      // false where only the peer opened it: then it carries answers
+  MtuSearch mtu;                // how large a datagram may be
+  RttEstimator rtt;             // of this pair of sockets
+  CongestionWindow congestion;  // bytes this path may have in flight
+  SentPackets sent;             // not yet settled
+  base::Instant avoided_until;  // end of the round of avoidance
+  base::Instant congested_at = base::Instant::from_nanos(-1);  // last ack that told of congestion
+  uint32_t ce_count = 0;                                       // marks that the peer has reported
+  uint64_t packets_lost = 0;                                   // declared lost here
+  uint32_t probe_count = 0;                             // probe timers fired since the last ack
+  base::Instant asked_at;                               // when the path was last asked
+  bool wants_ping = false;                              // a probe asks for something to ack
   std::array<Challenge, kChallengesKept> challenges{};  // not echoed yet, newest first
   base::Instant next_challenge_at;                      // when to send (again); never while active
   base::Duration challenge_interval;                    // doubles

@@ -21,8 +21,7 @@ void SentPackets::Settled::clear() {
 void SentPackets::on_sent(PacketNumber number, SentPacket packet) {
   SF_CHECK(number == next_number());
   if (packet.is_ack_eliciting) {
-    ++eliciting_in_flight_;
-    last_eliciting_sent_at_ = packet.sent_at;
+    if (eliciting_in_flight_++ == 0) silent_since_ = packet.sent_at;
   } else {
     // Nobody waits for its ack: it is recorded only to keep the numbering dense.
     packet.state = SentPacket::State::kAcked;
@@ -39,6 +38,7 @@ bool SentPackets::on_ack(const wire::AckFrame& ack, Instant now, Settled& out) {
     if (arrived && ack.largest >= i + 1) acknowledge(ack.largest - 1 - i, out);
   }
   acknowledge(ack.largest, out);
+  if (out.has_progress()) silent_since_ = now;
   if (has_acked_ && ack.largest <= largest_acked_) return true;  // an ack that was overtaken
   has_acked_ = true;
   largest_acked_ = ack.largest;
@@ -56,6 +56,7 @@ void SentPackets::acknowledge(PacketNumber number, Settled& out) {
   const bool was_lost = packet.state == SentPacket::State::kLost;
   packet.state = SentPacket::State::kAcked;
   if (!was_lost) --eliciting_in_flight_;
+  newest_acked_sent_at_ = std::max(newest_acked_sent_at_, packet.sent_at);
   SentPacket settled = std::move(packet);
   packet.data.reset();
   packet.others.clear();
@@ -67,8 +68,7 @@ void SentPackets::detect_lost(Instant now, Duration loss_delay, Settled& out) {
   for (PacketNumber n = std::max(first_in_flight_, first_number_); n < largest_acked_; ++n) {
     SentPacket& packet = packets_[n - first_number_];
     if (packet.state != SentPacket::State::kInFlight) continue;
-    const bool overtaken = largest_acked_ - n >= kPacketThreshold;
-    if (!overtaken && packet.sent_at + loss_delay > now) break;
+    if (packet.sent_at + loss_delay > now) break;
     settle_lost(packet, out);
   }
   forget_settled();
@@ -90,6 +90,14 @@ void SentPackets::settle_lost(SentPacket& packet, Settled& out) {
 
 const SentPacket* SentPackets::oldest_in_flight() const {
   for (PacketNumber n = std::max(first_in_flight_, first_number_); n < next_number(); ++n) {
+    const SentPacket& packet = packets_[n - first_number_];
+    if (packet.state == SentPacket::State::kInFlight) return &packet;
+  }
+  return nullptr;
+}
+
+const SentPacket* SentPackets::newest_in_flight() const {
+  for (PacketNumber n = next_number(); n-- > std::max(first_in_flight_, first_number_);) {
     const SentPacket& packet = packets_[n - first_number_];
     if (packet.state == SentPacket::State::kInFlight) return &packet;
   }

@@ -1,7 +1,8 @@
 // What was sent on one path and not yet settled: acknowledgement, loss detection, probe timeout.
 //
-// RFC 9002 §6 and RACK-TLP (RFC 8985), applied inside one path only: order holds there, and nothing
-// is ever inferred from what another path delivered, so spraying causes no spurious resends.
+// RACK (RFC 8985), applied inside one path only: a packet is lost when a later one of its path was
+// acknowledged and enough time has passed since it was sent. No count of later packets decides, and
+// nothing is inferred from what another path delivered, so spraying causes no spurious resends.
 // A packet is recorded when it is sealed; it stays until acked, or until it was lost so long ago
 // that a late ack no longer matters.
 #pragma once
@@ -46,6 +47,7 @@ struct SentPacket {
   uint32_t bytes = 0;                 // on the wire; 0 when it does not count as in flight
   State state = State::kInFlight;     // see above
   bool is_ack_eliciting = false;      // the peer will acknowledge it
+  uint16_t mtu_probe_bytes = 0;       // size of a probe of the path's MTU; 0: it is none
   std::optional<SentData> data;       // the first fragment: nearly always the only frame
   std::vector<ReliableFrame> others;  // whatever else must arrive; nearly always empty
 };
@@ -75,14 +77,19 @@ class SentPackets {
   void detect_lost(base::Instant now, base::Duration loss_delay, Settled& out);
   // Gives up everything in flight: the path is suspect.
   void give_up_all(Settled& out);
-  // The oldest packet in flight, for a probe; null when there is none.
+  // For probes; null when there is none.
   const SentPacket* oldest_in_flight() const;
+  const SentPacket* newest_in_flight() const;
 
   // When detect_lost would find something new; never if nothing waits for that.
   base::Instant loss_time(base::Duration loss_delay) const;
-  // When the last ack-eliciting packet in flight was sent; the probe timeout counts from there.
-  base::Instant last_eliciting_sent_at() const { return last_eliciting_sent_at_; }
+  // Since when the path owes an answer: the last ack that brought something new, or the first
+  // packet that was sent after all others had been settled. Probe timers count from there: counting
+  // from the last packet, a steady trickle onto a dead path would put them off for ever.
+  base::Instant silent_since() const { return silent_since_; }
   bool has_eliciting_in_flight() const { return eliciting_in_flight_ > 0; }
+  // When the newest packet that was acknowledged left: the path worked then.
+  base::Instant newest_acked_sent_at() const { return newest_acked_sent_at_; }
   bool is_full() const;
 
  private:
@@ -97,7 +104,8 @@ class SentPackets {
   base::PacketNumber largest_acked_ = 0;    // valid when has_acked_
   bool has_acked_ = false;                  // an ack has arrived
   size_t eliciting_in_flight_ = 0;          // ack-eliciting packets in flight
-  base::Instant last_eliciting_sent_at_;    // valid when eliciting_in_flight_ > 0
+  base::Instant silent_since_;              // valid when eliciting_in_flight_ > 0
+  base::Instant newest_acked_sent_at_;      // see newest_acked_sent_at(); 0 before the first
 };
 
 }  // namespace securefabric::transport

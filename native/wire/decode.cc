@@ -26,7 +26,8 @@ std::optional<Frame> FrameDecoder::next() {
     case FrameType::kPadding: return padding();
     case FrameType::kData: return data();
     case FrameType::kAck: return ack();
-    case FrameType::kCredit: return if_complete(CreditFrame{reader_.u64()});
+    case FrameType::kCredit:
+      return if_complete(CreditFrame{reader_.u64(), reader_.u64(), reader_.u32()});
     case FrameType::kGrant: return grant();
     case FrameType::kConfirm: return if_complete(ConfirmFrame{reader_.u64()});
     case FrameType::kConfirmEcho: return if_complete(ConfirmEchoFrame{reader_.u64()});

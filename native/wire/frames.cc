@@ -68,6 +68,8 @@ void encode(const CreditFrame& frame, base::ByteWriter& out) {
   const SizeCheck check(out, encoded_bytes(frame));
   type(FrameType::kCredit, out);
   out.u64(frame.eager_limit);
+  out.u64(frame.window);
+  out.u32(frame.serial);
 }
 
 void encode(const GrantFrame& frame, base::ByteWriter& out) {

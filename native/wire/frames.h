@@ -86,8 +86,10 @@ inline constexpr size_t kAckFrameBytes = 20;
 
 struct CreditFrame {
   uint64_t eager_limit = 0;  // cumulative charge up to which the peer may send eager messages
+  uint64_t window = 0;       // bytes that the peer may have in flight to the sender of this
+  uint32_t serial = 0;       // counts the sender's credits: an overtaken one is told from a new one
 };
-inline constexpr size_t kCreditFrameBytes = 9;
+inline constexpr size_t kCreditFrameBytes = 21;
 
 struct GrantFrame {
   MessageKey key;         // of the message

@@ -10,13 +10,14 @@ using base::Duration;
 using base::Rank;
 using transport::PathState;
 
-// What rank `from` thinks of its path to `to` over these sockets.
+// What rank `from` thinks of its path to `to` over these sockets; one that is avoided is active.
 PathState state_of(Fleet& fleet, uint32_t from, uint32_t to, uint8_t from_socket,
                    uint8_t to_socket) {
   for (const auto& [peer, paths] : fleet.cluster.engine(from).endpoint().paths()) {
     if (peer != Rank{to}) continue;
     for (const auto& path : paths) {
-      if (path.id == base::PathId::from_sockets(from_socket, to_socket)) return path.state;
+      if (path.id != base::PathId::from_sockets(from_socket, to_socket)) continue;
+      return path.state == PathState::kAvoided ? PathState::kActive : path.state;
     }
   }
   ADD_FAILURE() << "no such path";

@@ -8,6 +8,7 @@
 namespace securefabric::transport {
 namespace {
 
+using base::Duration;
 using base::Instant;
 
 Instant at(int64_t micros) {
@@ -55,8 +56,106 @@ TEST(CongestionWindow, on_acked__no_growth_while_the_sender_is_idle) {
   EXPECT_EQ(window.window(), kWindowInitial);
 }
 
-TEST(CongestionWindow, on_lost__one_decrease_per_round_trip) {
+// One round trip of a window's worth of packets that ends with this delay.
+void round_trip(CongestionWindow& window, Duration delay, Instant sent_at) {
+  std::vector<uint64_t> packets;
+  while (window.room() > 0) {
+    packets.push_back(std::min<uint64_t>(window.room(), kDatagramBytesMax));
+    window.on_sent(packets.back(), sent_at);
+  }
+  window.on_delay(delay, sent_at, sent_at + delay);
+  for (const uint64_t bytes : packets) window.on_acked(bytes, sent_at);
+}
+
+TEST(CongestionWindow, on_delay__holds_the_queue_at_the_target) {
+  // The window stands in a queue that drains at 100 bytes per microsecond behind 200 us.
+  constexpr int64_t kBase = 200;
+  constexpr uint64_t kRate = 100;
   CongestionWindow window;
+  int64_t now = 0;
+  const auto delay = [&] { return kBase + static_cast<int64_t>(window.window() / kRate); };
+  window.on_delay(Duration::micros(kBase), at(0), at(kBase));
+  for (int round = 0; round < 500; ++round) {
+    round_trip(window, Duration::micros(delay()), at(now));
+    now += delay() + 1;
+  }
+  // Base and target are 200 and 500 us: 70,000 bytes, one step above and one cut below.
+  EXPECT_LE(window.window(), 70'000u + 2 * kWindowStep);
+  EXPECT_GE(window.window(), 35'000u);
+}
+
+TEST(CongestionWindow, on_delay__one_decrease_per_round_trip_and_never_more_than_half) {
+  CongestionWindow window;
+  window.on_delay(Duration::micros(100), at(0), at(100));
+  window.on_delay(Duration::seconds(1), at(200), at(300));
+  EXPECT_EQ(window.window(), kWindowInitial - kWindowInitial / 2);
+  EXPECT_TRUE(window.is_congested());
+  window.on_delay(Duration::seconds(1), at(299), at(400));
+  EXPECT_EQ(window.window(), kWindowInitial / 2) << "it left before the decrease";
+  window.on_delay(Duration::micros(100), at(400), at(500));
+  EXPECT_FALSE(window.is_congested());
+  EXPECT_EQ(window.queueing_delay(), Duration());
+}
+
+TEST(CongestionWindow, on_delay__a_route_that_became_longer_is_learnt) {
+  CongestionWindow window;
+  window.on_delay(Duration::micros(100), at(0), at(100));
+  const int64_t period = kBaseDelayPeriod.micros();
+  window.on_delay(Duration::millis(5), at(period), at(period + 1));
+  EXPECT_GT(window.queueing_delay(), Duration()) << "still remembered";
+  for (int i = 1; i <= 2; ++i) {
+    window.on_delay(Duration::millis(5), at((1 + i) * period), at((1 + i) * period + 1));
+  }
+  EXPECT_EQ(window.queueing_delay(), Duration());
+  EXPECT_EQ(window.target(), Duration::millis(5));
+}
+
+TEST(CongestionWindow, on_marked__decreases_by_the_share_of_marks) {
+  CongestionWindow all;
+  for (int i = 0; i < 20; ++i) all.on_marked(16, 16, at(100 * i), at(100 * i));
+  EXPECT_EQ(all.window(), kWindowMin);
+  CongestionWindow few;
+  few.on_marked(1, 64, at(1), at(2));
+  EXPECT_LT(few.window(), kWindowInitial);
+  EXPECT_GT(few.window(), kWindowInitial * 9 / 10);
+  EXPECT_TRUE(few.is_congested());
+}
+
+TEST(CongestionWindow, on_lost__rare_losses_on_an_empty_queue_are_not_congestion) {
+  CongestionWindow window;
+  base::Random random(3);
+  for (int i = 0; i < 20'000; ++i) {
+    window.on_sent(1000, at(10 * i));
+    if (random.chance(0.01)) {
+      window.on_lost(1000, at(10 * i), at(10 * i + 5));
+    } else {
+      window.on_acked(1000, at(10 * i));
+    }
+  }
+  EXPECT_EQ(window.window(), kWindowInitial);
+  // With a long queue, one is enough.
+  window.on_delay(Duration::micros(100), at(300'000), at(300'100));
+  window.on_delay(Duration::micros(500), at(300'200), at(300'700));
+  window.on_sent(1000, at(300'800));
+  window.on_lost(1000, at(300'800), at(300'900));
+  EXPECT_EQ(window.window(), kWindowInitial * 7 / 10);
+}
+
+TEST(CongestionWindow, on_spurious_loss__takes_the_decrease_back) {
+  CongestionWindow window(/*heeds_delay=*/false);
+  for (int i = 0; i < 3; ++i) window.on_sent(1000, at(1));
+  window.on_lost(1000, at(1), at(100));
+  window.on_lost(1000, at(1), at(100));
+  window.on_spurious_loss(at(1));
+  EXPECT_EQ(window.window(), kWindowInitial * 7 / 10) << "the other may be lost indeed";
+  window.on_spurious_loss(at(1));
+  EXPECT_EQ(window.window(), kWindowInitial);
+  window.on_spurious_loss(at(1));
+  EXPECT_EQ(window.window(), kWindowInitial);
+}
+
+TEST(CongestionWindow, on_lost__one_decrease_per_round_trip) {
+  CongestionWindow window(/*heeds_delay=*/false);
   for (int i = 0; i < 6; ++i) window.on_sent(1000, at(1));
   window.on_lost(1000, at(1), at(100));
   const uint64_t once = kWindowInitial * 7 / 10;
@@ -70,7 +169,7 @@ TEST(CongestionWindow, on_lost__one_decrease_per_round_trip) {
 }
 
 TEST(CongestionWindow, on_lost__then_growth_is_additive) {
-  CongestionWindow window;
+  CongestionWindow window(/*heeds_delay=*/false);
   window.on_sent(1000, at(1));
   window.on_lost(1000, at(1), at(2));
   const uint64_t before = window.window();
@@ -78,11 +177,11 @@ TEST(CongestionWindow, on_lost__then_growth_is_additive) {
   EXPECT_EQ(window.window(), before);
   for (int round = 0; round < 8; ++round) fill_and_ack(window, at(3 + round));
   EXPECT_GT(window.window(), before);
-  EXPECT_LE(window.window(), before + 8 * 4 * kDatagramBytesMax);
+  EXPECT_LE(window.window(), before + 8 * kWindowStep);
 }
 
 TEST(CongestionWindow, on_lost__never_below_the_floor) {
-  CongestionWindow window;
+  CongestionWindow window(/*heeds_delay=*/false);
   for (int i = 0; i < 100; ++i) {
     window.on_sent(1000, at(10 * i + 1));
     window.on_lost(1000, at(10 * i + 1), at(10 * i + 2));
@@ -123,7 +222,12 @@ TEST(CongestionWindow, every_call__stays_inside_the_bounds) {
       const auto [bytes, sent_at] = packets.front();
       packets.erase(packets.begin());
       in_flight -= bytes;
-      random.chance(0.97) ? window.on_acked(bytes, sent_at) : window.on_lost(bytes, sent_at, at(i));
+      window.on_delay(Duration::micros(1 + static_cast<int64_t>(random.below(3000))), sent_at,
+                      at(i));
+      window.on_marked(random.below(2), 1, sent_at, at(i));
+      const bool is_lost = random.chance(0.05);
+      is_lost ? window.on_lost(bytes, sent_at, at(i)) : window.on_acked(bytes, sent_at);
+      if (is_lost && random.chance(0.3)) window.on_spurious_loss(sent_at);
     }
     ASSERT_EQ(window.in_flight(), in_flight);
     ASSERT_GE(window.window(), kWindowMin);

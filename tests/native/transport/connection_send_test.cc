@@ -229,5 +229,144 @@ TEST(Connection, all_paths_fail_and_come_back_within_the_death_timeout) {
   EXPECT_EQ(failures(pair), 0u);
 }
 
+// --- Loss recovery ---
+
+bool is_data(const Datagram& datagram) {
+  return datagram.from == 0 && datagram.bytes.size() > 4000;
+}
+
+TEST(Connection, a_lost_tail_is_probed_on_another_path_before_any_timeout) {
+  EndpointPair pair;
+  ASSERT_TRUE(pair.join());
+  Transfers transfers(pair);
+  transfers.both(collective_key(1), kLarge);
+  ASSERT_TRUE(transfers.run());
+  bool is_lost = false;
+  uint16_t lost_on = 0;
+  uint16_t next_on = 0;
+  pair.filter = [&](Datagram& datagram) {
+    if (!is_data(datagram)) return true;
+    wire::Header header;
+    SF_CHECK(wire::decode_header(datagram.bytes, header) == wire::HeaderStatus::kOk);
+    if (is_lost) next_on = header.path.value;
+    if (is_lost) return true;
+    is_lost = true;
+    lost_on = header.path.value;
+    return false;
+  };
+  const base::Instant begin = pair.now();
+  transfers.both(collective_key(2), 8000);
+  ASSERT_TRUE(transfers.run());
+  EXPECT_LE(pair.now() - begin, Duration::millis(3));
+  EXPECT_NE(next_on, lost_on);
+  EXPECT_EQ(pair.endpoint(0).traffic().tail_probes, 1u);
+  EXPECT_EQ(pair.endpoint(0).traffic().probe_timeouts, 0u);
+  EXPECT_EQ(pair.endpoint(0).traffic().paths_suspected, 0u);
+}
+
+// What a busy host looks like: nothing is lost, but nothing is answered for a while either.
+TEST(Connection, a_peer_that_waits_for_its_turn_causes_no_timeout_and_no_suspicion) {
+  EndpointPair pair;
+  ASSERT_TRUE(pair.join());
+  Transfers transfers(pair);
+  base::Random random(7);
+  uint64_t operation = 0;
+  for (int i = 0; i < 200; ++i) {
+    transfers.both(collective_key(operation++), 300'000);
+    pair.run_for(Duration::micros(static_cast<int64_t>(random.below(800))));
+    pair.node(1).is_busy = true;
+    pair.run_for(Duration::millis(static_cast<int64_t>(random.below(15))));
+    pair.node(1).is_busy = false;
+  }
+  ASSERT_TRUE(transfers.run());
+  EXPECT_TRUE(transfers.is_intact());
+  EXPECT_EQ(pair.endpoint(0).traffic().probe_timeouts, 0u);
+  EXPECT_EQ(pair.endpoint(0).traffic().packets_lost, 0u);
+  EXPECT_EQ(pair.endpoint(0).traffic().paths_suspected, 0u);
+}
+
+TEST(Connection, order_that_breaks_inside_a_path_is_learnt) {
+  EndpointPair pair;
+  ASSERT_TRUE(pair.join());
+  base::Random random(11);
+  pair.filter = [&](Datagram& datagram) {
+    // A burst in fifty is a few milliseconds late, as when its thread has moved to another core.
+    if (is_data(datagram) && random.chance(0.02)) datagram.at = datagram.at + Duration::millis(3);
+    return true;
+  };
+  Transfers transfers(pair);
+  transfers.both(collective_key(1), kLarge);
+  ASSERT_TRUE(transfers.run());
+  const uint64_t learning = pair.endpoint(0).traffic().spurious_losses;
+  for (uint64_t i = 2; i < 12; ++i) transfers.both(collective_key(i), kLarge);
+  ASSERT_TRUE(transfers.run());
+  EXPECT_TRUE(transfers.is_intact());
+  EXPECT_LE(pair.endpoint(0).traffic().spurious_losses, learning + 10);
+  EXPECT_EQ(pair.endpoint(0).traffic().probe_timeouts, 0u);
+}
+
+// --- Path MTU ---
+
+TEST(Connection, full_packets_do_not_vanish_on_a_path_that_carries_less) {
+  EndpointPair pair;
+  const base::PathId narrow = base::PathId::from_sockets(0, 0);
+  pair.filter = [&](Datagram& datagram) {
+    return !is_on_path(datagram, narrow) || datagram.bytes.size() <= 3000;
+  };
+  pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
+  pair.run_for(Duration::seconds(2));
+  for (const PathReport& path : pair.paths(0, 1)) {
+    const size_t carries = path.id == narrow ? 3000 : kDatagramBytesMax;
+    EXPECT_LE(path.mtu_bytes, carries);
+    EXPECT_GT(path.mtu_bytes + kMtuStep, carries);
+  }
+  Transfers transfers(pair);
+  transfers.both(collective_key(1), kLarge);
+  ASSERT_TRUE(transfers.run());
+  EXPECT_TRUE(transfers.is_intact());
+  EXPECT_EQ(pair.active_paths(0, 1), 4u);
+  EXPECT_EQ(pair.endpoint(0).traffic().packets_lost, 0u);
+}
+
+TEST(Connection, an_mtu_that_shrinks_while_data_flows_is_noticed) {
+  PairOptions options;
+  options.sockets = 1;
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  size_t mtu = kDatagramBytesMax;
+  pair.filter = [&](Datagram& datagram) { return datagram.bytes.size() <= mtu; };
+  Transfers transfers(pair);
+  for (uint64_t i = 0; i < 10; ++i) transfers.both(collective_key(i), kLarge);
+  pair.run_for(Duration::millis(1));
+  mtu = 1400;
+  ASSERT_TRUE(transfers.run(Duration::seconds(3)));
+  EXPECT_TRUE(transfers.is_intact());
+  EXPECT_LE(pair.paths(0, 1)[0].mtu_bytes, 1400u);
+}
+
+// --- Credits against incast ---
+
+TEST(Connection, no_more_is_in_flight_than_the_peer_has_room_for) {
+  PairOptions options;
+  options.receive_budget_bytes = 300'000;
+  options.latency = Duration::millis(5);
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  pair.run_for(Duration::millis(20));
+  Transfers transfers(pair);
+  for (uint64_t i = 0; i < 3; ++i) transfers.both(collective_key(i), kLarge);
+  uint64_t most = 0;
+  while (!transfers.is_done() && pair.now() < base::Instant::from_nanos(10'000'000'000)) {
+    pair.run_for(Duration::millis(1));
+    uint64_t in_flight = 0;
+    for (const PathReport& path : pair.paths(0, 1)) in_flight += path.in_flight_bytes;
+    most = std::max(most, in_flight);
+  }
+  EXPECT_TRUE(transfers.is_done());
+  EXPECT_TRUE(transfers.is_intact());
+  EXPECT_LE(most, options.receive_budget_bytes);
+  EXPECT_GT(most, options.receive_budget_bytes / 2);
+}
+
 }  // namespace
 }  // namespace securefabric::transport

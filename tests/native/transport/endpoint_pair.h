@@ -96,16 +96,17 @@ struct Datagram {
 };
 
 struct PairOptions {
-  size_t sockets = 2;                                   // per node
-  size_t paths = 4;                                     // per peer
-  size_t datagram_bytes = kDatagramBytesMax;            // largest, of every node
-  size_t burst_segments = kBurstSegmentsMax;            // per Transmit
-  unsigned generation_bits = 22;                        // see EndpointConfig
-  base::Duration latency = base::Duration::micros(50);  // one way
-  base::Duration join_timeout = kJoinTimeoutDefault;    // see EndpointConfig
-  base::Duration death_timeout = kDeathTimeoutDefault;  // see EndpointConfig
-  base::Duration heartbeat = kHeartbeatDefault;         // see EndpointConfig
-  EpochLimits epoch_limits;                             // see EndpointConfig
+  size_t sockets = 2;                                     // per node
+  size_t paths = 4;                                       // per peer
+  size_t datagram_bytes = kDatagramBytesMax;              // largest, of every node
+  size_t burst_segments = kBurstSegmentsMax;              // per Transmit
+  unsigned generation_bits = 22;                          // see EndpointConfig
+  base::Duration latency = base::Duration::micros(50);    // one way
+  base::Duration join_timeout = kJoinTimeoutDefault;      // see EndpointConfig
+  base::Duration death_timeout = kDeathTimeoutDefault;    // see EndpointConfig
+  base::Duration heartbeat = kHeartbeatDefault;           // see EndpointConfig
+  uint64_t receive_budget_bytes = kReceiveBudgetDefault;  // see EndpointConfig
+  EpochLimits epoch_limits;                               // see EndpointConfig
 };
 
 class EndpointPair {
@@ -120,6 +121,8 @@ class EndpointPair {
     std::vector<Event> events;           // everything reported, but PeerWanted that was answered
     size_t lookups = 0;                  // PeerWanted events
     bool is_paused = false;              // takes no turns and loses what arrives
+    bool is_busy = false;                // takes no turns; what arrives waits
+    std::deque<Datagram> waiting;        // while it was busy
   };
 
   explicit EndpointPair(PairOptions options = {}) : options_(options) {
@@ -157,7 +160,18 @@ class EndpointPair {
     return run_until([this] { return is_joined(); }, base::Duration::seconds(2));
   }
   bool is_joined() {
-    return active_paths(0, 1) >= path_count() && active_paths(1, 0) >= path_count();
+    return ready_paths(0, 1) >= path_count() && ready_paths(1, 0) >= path_count();
+  }
+  // Active, and known to carry the largest datagrams.
+  size_t ready_paths(size_t from, size_t to) {
+    const size_t largest =
+        std::min(options_.datagram_bytes, nodes_[to].description.datagram_bytes_max);
+    size_t count = 0;
+    for (const PathReport& path : paths(from, to)) {
+      const bool is_active = path.state == PathState::kActive || path.state == PathState::kAvoided;
+      count += is_active && path.mtu_bytes == largest ? 1 : 0;
+    }
+    return count;
   }
   size_t path_count() const {
     return std::min(options_.paths, options_.sockets * options_.sockets);
@@ -165,7 +179,9 @@ class EndpointPair {
 
   size_t active_paths(size_t from, size_t to) {
     size_t count = 0;
-    for (const PathReport& path : paths(from, to)) count += path.state == PathState::kActive;
+    for (const PathReport& path : paths(from, to)) {
+      count += path.state == PathState::kActive || path.state == PathState::kAvoided;
+    }
     return count;
   }
   std::vector<PathReport> paths(size_t from, size_t to) {
@@ -205,7 +221,7 @@ class EndpointPair {
   void turn() {
     deliver_due();
     for (size_t i = 0; i < kRogue; ++i) {
-      if (nodes_[i].is_paused) continue;
+      if (!takes_turns(i)) continue;
       endpoint(i).handle_timeout(now_);
       take_events(i);
       send_all(i);
@@ -282,6 +298,7 @@ class EndpointPair {
     config.join_timeout = options_.join_timeout;
     config.death_timeout = options_.death_timeout;
     config.heartbeat = options_.heartbeat;
+    config.receive_budget_bytes = options_.receive_budget_bytes;
     Node& node = nodes_[index];
     node.endpoint = std::make_unique<Endpoint>(std::move(config), node.matcher);
     node.endpoint->set_own_entry(node.description.entry);
@@ -293,7 +310,7 @@ class EndpointPair {
     base::Instant next =
         in_flight_.empty() ? base::Instant::never() : in_flight_.begin()->first.first;
     for (size_t i = 0; i < kRogue; ++i) {
-      if (!nodes_[i].is_paused) next = base::earlier(next, endpoint(i).poll_timeout());
+      if (takes_turns(i)) next = base::earlier(next, endpoint(i).poll_timeout());
     }
     if (next > end) {
       now_ = end;
@@ -307,12 +324,25 @@ class EndpointPair {
     return true;
   }
 
+  bool takes_turns(size_t index) const {
+    return !nodes_[index].is_paused && !nodes_[index].is_busy;
+  }
+
   void deliver_due() {
+    for (size_t i = 0; i < kRogue; ++i) {
+      while (!nodes_[i].is_busy && !nodes_[i].waiting.empty()) {
+        const Datagram datagram = std::move(nodes_[i].waiting.front());
+        nodes_[i].waiting.pop_front();
+        endpoint(i).handle_datagram(now_, datagram.socket, datagram.is_marked_ce, datagram.bytes);
+      }
+    }
     while (!in_flight_.empty() && in_flight_.begin()->first.first <= now_) {
       const Datagram datagram = std::move(in_flight_.begin()->second);
       in_flight_.erase(in_flight_.begin());
       if (datagram.to >= kRogue) {
         rogue_inbox.push_back(datagram.bytes);
+      } else if (nodes_[datagram.to].is_busy) {
+        nodes_[datagram.to].waiting.push_back(datagram);
       } else if (!nodes_[datagram.to].is_paused) {
         endpoint(datagram.to)
             .handle_datagram(now_, datagram.socket, datagram.is_marked_ce, datagram.bytes);

@@ -2,6 +2,7 @@
 #include "transport/endpoint.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include "endpoint_pair.h"
 
@@ -343,6 +344,40 @@ TEST(EndpointDeathTest, handle_timeout__time_that_runs_backwards_is_our_bug) {
   EndpointPair pair;
   pair.endpoint(0).handle_timeout(base::Instant::from_nanos(10));
   EXPECT_DEATH(pair.endpoint(0).handle_timeout(base::Instant::from_nanos(9)), "backwards");
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kHasPlainMalloc = false;
+#else
+constexpr bool kHasPlainMalloc = true;
+#endif
+
+// Sockets belong to the fabric, not to peers; what a peer costs is memory. (Secrets live in an
+// arena of their own and come to a few KB.)
+TEST(EndpointMemory, an_idle_peer_takes_at_most_64_KB) {
+  if (!kHasPlainMalloc) GTEST_SKIP() << "a sanitizer's malloc does not say what is in use";
+  PairOptions options;
+  options.sockets = 3;
+  options.paths = 8;
+  EndpointPair pair(options);
+  const size_t before = ::mallinfo2().uordblks;
+  ASSERT_TRUE(pair.join());
+  ByteVector bytes = pattern(100'000);
+  {
+    BufferSink sink(bytes.size());
+    pair.node(1).matcher.post(EndpointPair::rank(0), collective_key(1),
+                              {1, &sink, bytes.size(), signature()});
+    pair.endpoint(1).post_grant(EndpointPair::rank(0), collective_key(1), bytes.size());
+    pair.endpoint(0).post_send(EndpointPair::rank(1), {collective_key(1), signature(), bytes, 1});
+    pair.run_for(Duration::seconds(3));
+    ASSERT_EQ(sink.bytes(), bytes);
+  }
+  bytes = {};
+  pair.bursts = {};
+  for (size_t i = 0; i < 2; ++i) pair.node(i).events = {};
+  const size_t taken = ::mallinfo2().uordblks - before;
+  RecordProperty("bytes_per_peer", std::to_string(taken / 2));
+  EXPECT_LE(taken / 2, 64u * 1024);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ TEST(PacketBuilder, add__headers_share_one_part) {
   PacketBuilder builder;
   builder.begin(1000);
   EXPECT_TRUE(builder.add(wire::PingFrame{}));
-  EXPECT_TRUE(builder.add(wire::CreditFrame{5}));
+  EXPECT_TRUE(builder.add(wire::CreditFrame{5, 6, 7}));
   EXPECT_EQ(builder.parts().size(), 1u);
   EXPECT_EQ(builder.size(), wire::kPingFrameBytes + wire::kCreditFrameBytes);
   EXPECT_EQ(decoded(gathered(builder)).size(), 2u);
@@ -55,7 +55,7 @@ TEST(PacketBuilder, add__what_does_not_fit_changes_nothing) {
   PacketBuilder builder;
   builder.begin(wire::kCreditFrameBytes);
   EXPECT_TRUE(builder.add(wire::PingFrame{}));
-  EXPECT_FALSE(builder.add(wire::CreditFrame{5}));
+  EXPECT_FALSE(builder.add(wire::CreditFrame{5, 6, 7}));
   EXPECT_EQ(builder.size(), wire::kPingFrameBytes);
 }
 
@@ -117,7 +117,7 @@ TEST(PacketBuilder, every_packet__decodes_to_what_was_added) {
       const bool is_data = random.chance(0.7);
       const size_t size = random.below(random.chance(0.2) ? 3000 : 300);
       const bool was_added = is_data ? builder.add_data(fragment(base::Bytes(bytes).first(size)))
-                                     : builder.add(wire::CreditFrame{1});
+                                     : builder.add(wire::CreditFrame{1, 2, 3});
       count += was_added;
       ASSERT_EQ(builder.size() + builder.room(), capacity);
     }

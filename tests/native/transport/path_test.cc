@@ -28,22 +28,44 @@ SentPacket sent(Instant when, uint32_t bytes) {
   return packet;
 }
 
-TEST(SendingPath, pto_deadline__only_while_something_is_in_flight) {
+TEST(SendingPath, probe_deadline__only_while_something_is_in_flight) {
   SendingPath path = make_path();
-  EXPECT_TRUE(path.pto_deadline().is_never());
+  EXPECT_TRUE(path.probe_deadline().is_never());
   path.sent.on_sent(0, sent(at(5), 100));
-  EXPECT_EQ(path.pto_deadline(), at(5) + kInitialRtt * 2);
+  EXPECT_EQ(path.probe_deadline(), at(5) + kInitialRtt * 2);
 }
 
-TEST(SendingPath, pto_deadline__doubles_up_to_the_ceiling) {
+TEST(SendingPath, probe_deadline__asks_judges_then_doubles_up_to_the_ceiling) {
   SendingPath path = make_path();
   path.rtt.on_sample(Duration::micros(10), Duration());
   path.sent.on_sent(0, sent(at(0), 100));
-  EXPECT_EQ(path.pto_deadline(), at(0) + kPtoMin);
-  path.pto_count = 3;
-  EXPECT_EQ(path.pto_deadline(), at(0) + kPtoMin * 8);
-  path.pto_count = 4'000'000'000;
-  EXPECT_EQ(path.pto_deadline(), at(0) + kPtoMax);
+  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe());
+  path.probe_count = 1;
+  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe());
+  path.probe_count = 2;
+  EXPECT_EQ(path.probe_deadline(), at(0) + kPtoMin);
+  path.probe_count = 5;
+  EXPECT_EQ(path.probe_deadline(), at(0) + kPtoMin * 8);
+  path.probe_count = 4'000'000'000;
+  EXPECT_EQ(path.probe_deadline(), at(0) + kPtoMax);
+}
+
+TEST(SendingPath, state_at__is_avoided_for_a_round_trip) {
+  SendingPath path = make_path();
+  path.rtt.on_sample(Duration::millis(4), Duration());
+  path.avoid(at(10));
+  EXPECT_EQ(path.state_at(at(10)), PathState::kValidating) << "it must be active to be avoided";
+  path.state = PathState::kActive;
+  EXPECT_EQ(path.state_at(at(13)), PathState::kAvoided);
+  EXPECT_TRUE(path.is_active());
+  EXPECT_EQ(path.state_at(at(14)), PathState::kActive);
+}
+
+TEST(SendingPath, burst_bytes_max__several_make_a_window) {
+  SendingPath path = make_path();
+  EXPECT_EQ(path.burst_bytes_max(), kBurstBytesMax);
+  path.congestion.on_persistent_loss();
+  EXPECT_EQ(path.burst_bytes_max(), kDatagramBytesMax);
 }
 
 TEST(SendingPath, has_room__an_empty_window_admits_one_packet) {
@@ -87,6 +109,7 @@ TEST(SendingPath, on_challenge_sent__keeps_the_newest) {
 TEST(PathState, path_state_name__differs_for_each) {
   EXPECT_STREQ(path_state_name(PathState::kValidating), "validating");
   EXPECT_STREQ(path_state_name(PathState::kActive), "active");
+  EXPECT_STREQ(path_state_name(PathState::kAvoided), "avoided");
   EXPECT_STREQ(path_state_name(PathState::kSuspect), "suspect");
 }
 

@@ -12,7 +12,8 @@ using base::Duration;
 TEST(RttEstimator, pto__before_any_sample) {
   const RttEstimator rtt;
   EXPECT_FALSE(rtt.has_sample());
-  EXPECT_EQ(rtt.pto(), kInitialRtt * 2);
+  EXPECT_EQ(rtt.tail_probe(), kInitialRtt * 2);
+  EXPECT_EQ(rtt.pto(), kPtoMin);
   EXPECT_EQ(rtt.loss_delay(), kInitialRtt + kInitialRtt / 4);
 }
 
@@ -34,13 +35,17 @@ TEST(RttEstimator, on_sample__smooths_as_rfc_9002) {
   EXPECT_EQ(rtt.min_rtt(), Duration::micros(800));
 }
 
-TEST(RttEstimator, on_sample__ack_delay_is_subtracted_but_never_below_the_minimum) {
+TEST(RttEstimator, on_sample__what_hosts_take_is_not_the_network_s) {
   RttEstimator rtt;
   rtt.on_sample(Duration::micros(800), Duration());
   rtt.on_sample(Duration::micros(1800), Duration::micros(1000));
-  EXPECT_EQ(rtt.srtt(), Duration::micros(800));
+  EXPECT_EQ(rtt.delay(), Duration::micros(800));
+  EXPECT_EQ(rtt.latest_delay(), Duration::micros(800));
+  EXPECT_EQ(rtt.srtt(), Duration::micros(925)) << "timers have to wait for hosts too";
   rtt.on_sample(Duration::micros(1600), Duration::seconds(4000));  // a peer that lies
-  EXPECT_EQ(rtt.srtt(), Duration::micros(900));
+  EXPECT_EQ(rtt.latest_delay(), Duration::micros(1600));
+  rtt.on_sample(Duration::micros(1600), Duration::micros(-5));
+  EXPECT_EQ(rtt.latest_delay(), Duration::micros(1600));
 }
 
 TEST(RttEstimator, pto__stays_between_floor_and_ceiling) {
@@ -53,6 +58,15 @@ TEST(RttEstimator, pto__stays_between_floor_and_ceiling) {
   RttEstimator slower;
   slower.on_sample(Duration::seconds(3), Duration());
   EXPECT_EQ(slower.pto(), kPtoMax);
+  EXPECT_EQ(slower.tail_probe(), kPtoMax);
+}
+
+TEST(RttEstimator, tail_probe__is_two_round_trips_where_they_are_steady) {
+  RttEstimator rtt;
+  for (int i = 0; i < 50; ++i) rtt.on_sample(Duration::micros(300), Duration());
+  EXPECT_EQ(rtt.tail_probe(), Duration::micros(600) + kAckDelayMax);
+  rtt.on_sample(Duration::millis(8), Duration());
+  EXPECT_GT(rtt.tail_probe(), Duration::millis(8)) << "after a stall it waits for the next";
 }
 
 TEST(RttEstimator, loss_delay__follows_the_slower_of_latest_and_smoothed) {
@@ -63,7 +77,21 @@ TEST(RttEstimator, loss_delay__follows_the_slower_of_latest_and_smoothed) {
   EXPECT_EQ(rtt.loss_delay(), Duration::millis(20));
   RttEstimator fast;
   fast.on_sample(Duration::micros(20), Duration());
-  EXPECT_EQ(fast.loss_delay(), Duration::millis(1));
+  EXPECT_EQ(fast.loss_delay(), Duration::micros(20) + kReorderingMin);
+}
+
+TEST(RttEstimator, on_spurious_loss__waits_longer_and_forgets_in_time) {
+  RttEstimator rtt;
+  rtt.on_sample(Duration::micros(100), Duration());
+  const Duration before = rtt.loss_delay();
+  rtt.on_spurious_loss(before + Duration::millis(2));
+  EXPECT_EQ(rtt.loss_delay(), before + Duration::micros(2500));
+  rtt.on_spurious_loss(before + Duration::millis(1));
+  EXPECT_EQ(rtt.loss_delay(), before + Duration::micros(2500)) << "the most that was needed";
+  rtt.on_spurious_loss(Duration::seconds(2));
+  EXPECT_EQ(rtt.loss_delay(), before + kReorderingMax);
+  for (int i = 0; i < 20 * kReorderingMemory; ++i) rtt.on_sample(Duration::micros(100), Duration());
+  EXPECT_LE(rtt.loss_delay(), before + Duration::micros(1));
 }
 
 }  // namespace

@@ -81,8 +81,9 @@ TEST_F(SentPacketsTest, on_sent__remembers_what_asks_for_an_ack) {
   send(at(3));
   send(at(4), /*is_ack_eliciting=*/false);
   EXPECT_TRUE(packets_.has_eliciting_in_flight());
-  EXPECT_EQ(packets_.last_eliciting_sent_at(), at(3));
+  EXPECT_EQ(packets_.silent_since(), at(2));
   EXPECT_EQ(packets_.oldest_in_flight()->sent_at, at(2));
+  EXPECT_EQ(packets_.newest_in_flight()->sent_at, at(3));
 }
 
 TEST_F(SentPacketsTest, on_ack__settles_in_the_order_of_sending) {
@@ -123,8 +124,8 @@ TEST_F(SentPacketsTest, on_ack__largest_asked_for_no_ack) {
   ASSERT_TRUE(ack({30, 29}, at(5)));
   EXPECT_EQ(numbers(settled_.acked), (Numbers{29}));
   EXPECT_EQ(settled_.rtt, Duration::millis(3)) << "from the packet that arrived last";
-  detect_lost(at(4));
-  EXPECT_EQ(settled_.lost.size(), 10u) << "packets 0 to 9 are overtaken by 30";
+  detect_lost(at(5));
+  EXPECT_EQ(settled_.lost.size(), 29u) << "packets 0 to 28 are overtaken by 30";
 }
 
 TEST_F(SentPacketsTest, on_ack__only_of_acks_gives_no_sample) {
@@ -150,14 +151,13 @@ TEST_F(SentPacketsTest, detect_lost__needs_a_later_ack) {
   EXPECT_TRUE(packets_.loss_time(kLossDelay).is_never());
 }
 
-TEST_F(SentPacketsTest, detect_lost__by_packet_threshold) {
-  send_many(30, at(0));
-  ASSERT_TRUE(ack({kPacketThreshold}, at(1)));
-  detect_lost(at(1));
-  EXPECT_EQ(numbers(settled_.lost), (Numbers{0}));
-  ASSERT_TRUE(ack({kPacketThreshold + 2}, at(1)));
-  detect_lost(at(1));
-  EXPECT_EQ(numbers(settled_.lost), (Numbers{1, 2}));
+TEST_F(SentPacketsTest, detect_lost__however_many_overtook_it_only_time_decides) {
+  send_many(300, at(0));
+  ASSERT_TRUE(ack({299}, at(4)));
+  detect_lost(at(4));
+  EXPECT_TRUE(settled_.lost.empty());
+  detect_lost(at(5));
+  EXPECT_EQ(settled_.lost.size(), 299u);
 }
 
 TEST_F(SentPacketsTest, detect_lost__by_time) {
@@ -187,15 +187,15 @@ TEST_F(SentPacketsTest, detect_lost__leaves_what_is_newer_than_the_largest_acked
 }
 
 TEST_F(SentPacketsTest, on_ack__late_ack_revives_a_lost_packet_once) {
-  send_many(30, at(0));
-  ASSERT_TRUE(ack({29}, at(1)));
-  detect_lost(at(1));
+  send_many(10, at(0));
+  ASSERT_TRUE(ack({9}, at(1)));
+  detect_lost(at(5));
   EXPECT_EQ(settled_.lost.size(), 9u);
-  ASSERT_TRUE(ack({29, 3}, at(2)));
+  ASSERT_TRUE(ack({9, 3}, at(6)));
   EXPECT_EQ(numbers(settled_.revived), (Numbers{3}));
   EXPECT_TRUE(settled_.acked.empty());
   EXPECT_TRUE(settled_.has_progress());
-  ASSERT_TRUE(ack({29, 3}, at(3)));
+  ASSERT_TRUE(ack({9, 3}, at(7)));
   EXPECT_FALSE(settled_.has_progress());
 }
 
@@ -207,6 +207,7 @@ TEST_F(SentPacketsTest, give_up_all__loses_everything_in_flight) {
   EXPECT_EQ(numbers(settled_.lost), (Numbers{0, 2}));
   EXPECT_FALSE(packets_.has_eliciting_in_flight());
   EXPECT_EQ(packets_.oldest_in_flight(), nullptr);
+  EXPECT_EQ(packets_.newest_in_flight(), nullptr);
   EXPECT_TRUE(packets_.loss_time(kLossDelay).is_never());
   ASSERT_TRUE(ack({2}, at(2)));
   EXPECT_EQ(numbers(settled_.revived), (Numbers{2}));
@@ -225,22 +226,22 @@ TEST_F(SentPacketsTest, is_full__counts_from_the_oldest_in_flight) {
 
 TEST_F(SentPacketsTest, on_sent__memory_of_the_lost_is_bounded) {
   send(at(0));
-  send_many(kPacketThreshold, at(0));
-  ASSERT_TRUE(ack({kPacketThreshold}, at(1)));
-  detect_lost(at(1));
+  send(at(1));
+  ASSERT_TRUE(ack({1}, at(5)));
+  detect_lost(at(5));
   ASSERT_EQ(numbers(settled_.lost), (Numbers{0}));
   // Everything else is acknowledged; 4096 packets later a late ack of packet 0 means nothing.
   for (size_t i = 0; i < 2 * kInFlightPacketsMax; ++i) {
-    send(at(2));
-    ASSERT_TRUE(ack({next_ - 1, next_ - 2}, at(2)));
-    detect_lost(at(2));
+    send(at(5));
+    ASSERT_TRUE(ack({next_ - 1, next_ - 2}, at(5)));
+    detect_lost(at(5));
   }
   settled_.clear();
-  ASSERT_TRUE(packets_.on_ack(Ack({0}).frame, at(3), settled_));
+  ASSERT_TRUE(packets_.on_ack(Ack({0}).frame, at(6), settled_));
   EXPECT_FALSE(settled_.has_progress());
 }
 
-// The oracle keeps every packet in a map and follows the two rules to the letter.
+// The oracle keeps every packet in a map and follows the rule to the letter.
 class Oracle {
  public:
   using Numbers = std::vector<uint64_t>;
@@ -268,9 +269,7 @@ class Oracle {
     Numbers lost;
     for (auto& [n, packet] : packets) {
       if (!largest_acked || n >= *largest_acked || packet.state != State::kInFlight) continue;
-      const bool is_lost =
-          *largest_acked - n >= kPacketThreshold || packet.sent_at + kLossDelay <= now;
-      if (!is_lost) continue;
+      if (packet.sent_at + kLossDelay > now) continue;
       packet.state = State::kLost;
       lost.push_back(n);
     }

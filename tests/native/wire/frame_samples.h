@@ -83,7 +83,9 @@ inline std::vector<Sample> samples() {
       {"ack", AckFrame{base::PathId{0x0102}, 0x0304, 0x05060708, 9, sample_bytes().first(2)},
        "020201020000000000000304050607080000000901"
        "02"},
-      {"credit", CreditFrame{0x0102030405060708u}, "030102030405060708"},
+      {"credit", CreditFrame{0x0102030405060708u, 0x1112131415161718u, 0x21222324u},
+       "03010203040506070811121314151617182"
+       "1222324"},
       {"grant", GrantFrame{tagged, 0x5152, 0x6162},
        "0401414243442122232425262728313233343536373800000000000051520000000000006162"},
       {"confirm", ConfirmFrame{0x0102030405060708u}, "050102030405060708"},
@@ -132,7 +134,7 @@ inline Frame random_frame(base::Random& random) {
       return AckFrame{base::PathId{static_cast<uint16_t>(random.next())}, random.next(),
                       static_cast<uint32_t>(random.next()), static_cast<uint32_t>(random.next()),
                       sample_bytes().first(random.below(AckFrame::kBitmapBytesMax + 1))};
-    case 2: return CreditFrame{random.next()};
+    case 2: return CreditFrame{random.next(), random.next(), static_cast<uint32_t>(random.next())};
     case 3: return GrantFrame{random_key(random), random.next(), random.next()};
     case 4: return ConfirmFrame{random.next()};
     case 5: return ConfirmEchoFrame{random.next()};

@@ -1,0 +1,124 @@
+#include "transport/path_scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace securefabric::transport {
+
+using base::Instant;
+
+namespace {
+
+bool can_carry(const SendingPath& path) {
+  return path.is_in_use && path.is_active() && path.has_room();
+}
+
+// How long the next burst would take here: in proportion to the delay and to how full the window
+// is.
+uint64_t cost(const SendingPath& path) {
+  const auto delay_us = static_cast<uint64_t>(path.rtt.delay().micros()) + 1;
+  const uint64_t filled = path.congestion.in_flight() + kDatagramBytesMax;
+  return delay_us * filled * 16 / path.congestion.window();
+}
+
+}  // namespace
+
+SendingPath* PathScheduler::pick(Paths paths, base::Random& random, Instant now) {
+  if (is_blind_) return pick_blindly(paths);
+  const bool has_any = std::any_of(paths.begin(), paths.end(), [](const auto& path) {
+    return path->is_in_use && path->is_active();
+  });
+  if (!has_any) add(paths, paths.size());  // those in use have failed
+  SendingPath* picked = pick_measured(paths, random, now, true);
+  if (picked == nullptr) picked = pick_measured(paths, random, now, false);
+  was_limited_ = was_limited_ || picked == nullptr;
+  return picked;
+}
+
+SendingPath* PathScheduler::pick_blindly(Paths paths) {
+  for (size_t i = 0; i < paths.size(); ++i) {
+    SendingPath& path = *paths[(next_ + i) % paths.size()];
+    if (!can_carry(path)) continue;
+    next_ = (next_ + i + 1) % paths.size();
+    return &path;
+  }
+  return nullptr;
+}
+
+// `is_strict` leaves out the avoided ones.
+SendingPath* PathScheduler::pick_measured(Paths paths, base::Random& random, Instant now,
+                                          bool is_strict) {
+  const auto is_candidate = [&](const SendingPath& path) {
+    return can_carry(path) && !(is_strict && path.is_avoided(now));
+  };
+  size_t count = 0;
+  for (const auto& path : paths) count += is_candidate(*path) ? 1 : 0;
+  if (count == 0) return nullptr;
+  const size_t first = random.below(count);
+  const size_t second = count == 1 ? first : (first + 1 + random.below(count - 1)) % count;
+  SendingPath* picked = nullptr;
+  size_t index = 0;
+  for (const auto& path : paths) {
+    if (!is_candidate(*path)) continue;
+    const bool is_drawn = index == first || index == second;
+    ++index;
+    if (is_drawn && (picked == nullptr || cost(*path) < cost(*picked))) picked = path.get();
+  }
+  return picked;
+}
+
+size_t PathScheduler::review(Paths paths, Instant now) {
+  if (is_blind_ || now < next_review_at_) return 0;
+  const Instant since = next_review_at_ - kReviewInterval;
+  next_review_at_ = now + kReviewInterval;
+  size_t used = 0;
+  size_t congested = 0;
+  size_t at_floor = 0;
+  for (const auto& path : paths) {
+    if (!path->is_in_use || !path->is_active()) continue;
+    ++used;
+    congested += path->congested_at >= since ? 1 : 0;
+    at_floor += path->congestion.is_at_floor() ? 1 : 0;
+  }
+  const bool was_limited = std::exchange(was_limited_, false);
+  if (congested > 0 || was_limited) last_trouble_at_ = now;
+  if (used == 0) return 0;
+  if (congested == used && at_floor == used) {
+    keep(paths, std::max<size_t>(used / 2, 1));
+  } else if (congested > 0 && congested < used) {
+    return add(paths, congested);
+  } else if (was_limited && used < kPathsOpenedFirst) {
+    return add(paths, 1);
+  } else if (now - last_trouble_at_ >= kCalmPeriod) {
+    keep(paths, kPathsWhenCalm);
+  }
+  return 0;
+}
+
+size_t PathScheduler::add(Paths paths, size_t count) {
+  for (const auto& path : paths) {
+    if (count == 0) break;
+    if (path->is_in_use || !path->is_for_data) continue;
+    path->is_in_use = true;
+    --count;
+  }
+  return count;
+}
+
+void PathScheduler::keep(Paths paths, size_t count) {
+  const auto used = [&] {
+    return static_cast<size_t>(std::count_if(paths.begin(), paths.end(), [](const auto& path) {
+      return path->is_in_use && path->is_active();
+    }));
+  };
+  for (size_t left = used(); left > count; --left) {
+    SendingPath* slowest = nullptr;
+    for (const auto& path : paths) {
+      if (!path->is_in_use || !path->is_active()) continue;
+      if (slowest == nullptr || path->rtt.delay() >= slowest->rtt.delay()) slowest = path.get();
+    }
+    slowest->is_in_use = false;
+  }
+}
+
+}  // namespace securefabric::transport

@@ -1,0 +1,50 @@
+// Which of a peer's paths carries the next burst of data, and how many of them are in use.
+//
+// Choice: of two random paths that have room, the one that will deliver sooner, by its measured
+// delay and how full its window is (the power of two choices, Mitzenmacher 2001): as good as
+// knowing all, and not every sender runs to the same best path. A path that has just met congestion
+// or loss is avoided for a round trip.
+//
+// Set: several paths cost several windows. While nothing collides and the windows are not what
+// limits the sender, kPathsWhenCalm are used. When some of the paths are congested and others are
+// not, more are opened: other ports take other routes. When all are congested with windows at
+// their floor, they share a bottleneck, and half of them are given up.
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "base/random.h"
+#include "transport/path.h"
+
+namespace securefabric::transport {
+
+class PathScheduler {
+ public:
+  // `is_blind` is for comparisons only: round robin over what has room, nothing learnt.
+  explicit PathScheduler(bool is_blind) : is_blind_(is_blind) {}
+
+  using Paths = std::span<const std::unique_ptr<SendingPath>>;
+
+  // Null when no path can take data now.
+  SendingPath* pick(Paths paths, base::Random& random, base::Instant now);
+  // Looks the set over, at most every kReviewInterval; returns how many paths more should be
+  // opened.
+  size_t review(Paths paths, base::Instant now);
+
+ private:
+  SendingPath* pick_blindly(Paths paths);
+  SendingPath* pick_measured(Paths paths, base::Random& random, base::Instant now, bool is_strict);
+  // Takes up to `count` unused paths into use; returns how many are missing.
+  size_t add(Paths paths, size_t count);
+  // Gives up the slowest until `count` are in use.
+  void keep(Paths paths, size_t count);
+
+  bool is_blind_;
+  size_t next_ = 0;                // round robin
+  bool was_limited_ = false;       // since the last review, no path had room
+  base::Instant next_review_at_;   // see kReviewInterval
+  base::Instant last_trouble_at_;  // last review that saw congestion, or a sender limited by it
+};
+
+}  // namespace securefabric::transport

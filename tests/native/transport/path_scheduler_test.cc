@@ -1,0 +1,145 @@
+#include "transport/path_scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "endpoint_pair.h"
+
+namespace securefabric::transport {
+namespace {
+
+using base::Duration;
+using base::Instant;
+
+Instant at(int64_t micros) {
+  return Instant::from_nanos(micros * 1000);
+}
+
+class PathSchedulerTest : public testing::Test {
+ protected:
+  // Active paths with these delays in microseconds.
+  void open(const std::vector<int64_t>& delays) {
+    for (const int64_t delay : delays) {
+      const auto id = base::PathId::from_sockets(0, static_cast<uint8_t>(paths_.size()));
+      crypto::PathSealer sealer(EndpointPair::aead(), EndpointPair::secret(1), id, 22);
+      paths_.push_back(
+          std::make_unique<SendingPath>(id, EndpointPair::address(1, 1), std::move(sealer)));
+      paths_.back()->state = PathState::kActive;
+      paths_.back()->rtt.on_sample(Duration::micros(delay), Duration());
+    }
+  }
+  // How often each path is picked; what is picked is acknowledged at once.
+  std::vector<int> picks(int count, Instant now) {
+    std::vector<int> picked(paths_.size());
+    for (int i = 0; i < count; ++i) {
+      const SendingPath* path = scheduler_.pick(paths_, random_, now);
+      for (size_t p = 0; p < paths_.size(); ++p) picked[p] += path == paths_[p].get() ? 1 : 0;
+    }
+    return picked;
+  }
+  size_t used() const {
+    return static_cast<size_t>(std::count_if(paths_.begin(), paths_.end(),
+                                             [](const auto& path) { return path->is_in_use; }));
+  }
+
+  std::vector<std::unique_ptr<SendingPath>> paths_;
+  base::Random random_{5};
+  PathScheduler scheduler_{false};
+};
+
+TEST_F(PathSchedulerTest, pick__equal_paths_share) {
+  open({100, 100, 100, 100});
+  for (const int count : picks(4000, at(0))) EXPECT_NEAR(count, 1000, 150);
+}
+
+TEST_F(PathSchedulerTest, pick__the_slowest_is_never_the_better_of_two) {
+  open({100, 1000, 100, 100});
+  EXPECT_EQ(picks(1000, at(0))[1], 0);
+}
+
+TEST_F(PathSchedulerTest, pick__the_emptier_of_two) {
+  open({100, 100});
+  paths_[0]->congestion.on_sent(kWindowInitial / 2, at(0));
+  EXPECT_EQ(picks(100, at(0)), (std::vector<int>{0, 100}));
+}
+
+TEST_F(PathSchedulerTest, pick__the_avoided_only_when_no_other_has_room) {
+  open({100, 100, 100});
+  paths_[0]->avoid(at(0));
+  paths_[1]->avoid(at(0));
+  EXPECT_EQ(picks(100, at(1)), (std::vector<int>{0, 0, 100}));
+  paths_[2]->congestion.on_sent(kWindowInitial, at(1));
+  EXPECT_EQ(picks(100, at(1))[2], 0);
+  EXPECT_EQ(picks(100, at(500))[2], 0) << "full is full";
+}
+
+TEST_F(PathSchedulerTest, pick__nothing_with_room) {
+  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+  open({100});
+  paths_[0]->congestion.on_sent(kWindowInitial, at(0));
+  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+  paths_[0]->state = PathState::kSuspect;
+  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+}
+
+TEST_F(PathSchedulerTest, pick__those_that_stand_by_step_in) {
+  open({100, 100, 100});
+  paths_[1]->is_in_use = paths_[2]->is_in_use = false;
+  EXPECT_EQ(picks(10, at(0)), (std::vector<int>{10, 0, 0}));
+  paths_[0]->state = PathState::kSuspect;
+  EXPECT_EQ(picks(10, at(0))[0], 0);
+}
+
+TEST_F(PathSchedulerTest, pick__blind_is_round_robin) {
+  scheduler_ = PathScheduler(true);
+  open({100, 5000, 100});
+  EXPECT_EQ(picks(300, at(0)), (std::vector<int>{100, 100, 100}));
+  EXPECT_EQ(scheduler_.review(paths_, at(0)), 0u);
+}
+
+TEST_F(PathSchedulerTest, review__calm_uses_few_and_the_fast_ones) {
+  open({100, 900, 100, 900, 100, 900, 100, 900});
+  for (int64_t ms = 0; ms < 900; ms += 10) scheduler_.review(paths_, at(ms * 1000));
+  EXPECT_EQ(used(), 8u) << "not before it has been calm for a while";
+  for (int64_t ms = 900; ms < 1200; ms += 10) scheduler_.review(paths_, at(ms * 1000));
+  EXPECT_EQ(used(), kPathsWhenCalm);
+  for (size_t i = 0; i < paths_.size(); ++i) EXPECT_EQ(paths_[i]->is_in_use, i % 2 == 0) << i;
+}
+
+TEST_F(PathSchedulerTest, review__a_sender_limited_by_windows_gets_them_back) {
+  open({100, 100, 100, 100, 100, 100, 100, 100});
+  for (int64_t ms = 0; ms < 1200; ms += 10) scheduler_.review(paths_, at(ms * 1000));
+  ASSERT_EQ(used(), kPathsWhenCalm);
+  for (const auto& path : paths_) path->congestion.on_sent(kWindowInitial, at(1'200'000));
+  for (int64_t ms = 1200; ms < 1300; ms += 10) {
+    EXPECT_EQ(scheduler_.pick(paths_, random_, at(ms * 1000)), nullptr);
+    EXPECT_EQ(scheduler_.review(paths_, at(ms * 1000)), 0u);
+  }
+  EXPECT_EQ(used(), 8u);
+}
+
+TEST_F(PathSchedulerTest, review__collisions_ask_for_other_routes) {
+  open({100, 100, 100});
+  paths_[2]->is_in_use = false;
+  paths_[0]->congested_at = at(5'000);
+  EXPECT_EQ(scheduler_.review(paths_, at(10'000)), 0u) << "one stands by";
+  EXPECT_EQ(used(), 3u);
+  paths_[0]->congested_at = paths_[1]->congested_at = at(20'000);
+  EXPECT_EQ(scheduler_.review(paths_, at(21'000)), 2u);
+}
+
+TEST_F(PathSchedulerTest, review__one_bottleneck_for_all_needs_no_spraying) {
+  open({100, 100, 100, 100});
+  for (int64_t ms = 10; ms < 60; ms += 10) {
+    for (const auto& path : paths_) {
+      path->congestion.on_persistent_loss();
+      path->congested_at = at(ms * 1000);
+    }
+    scheduler_.review(paths_, at(ms * 1000));
+  }
+  EXPECT_EQ(used(), 1u);
+}
+
+}  // namespace
+}  // namespace securefabric::transport
