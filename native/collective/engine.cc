@@ -34,7 +34,7 @@ void Engine::remove_group(const Group& group, Instant now, const std::optional<E
   if (at == groups_.end()) return;
   const Error error = reason.value_or(
       Error{ErrorCode::kAborted, "process group '" + group.name + "' was shut down"});
-  break_group(*at->second.group, error, /*tell_members=*/reason.has_value());
+  break_group(*at->second.group, error, /*is_told=*/reason.has_value());
   collectives_.drop_group(group.wire_id);
   point_to_point_.drop_group(group.wire_id);
   closed_groups_.insert(group.wire_id);
@@ -45,14 +45,14 @@ void Engine::remove_group(const Group& group, Instant now, const std::optional<E
 
 void Engine::abort_group(Group& group, const Error& reason, Instant now) {
   now_ = now;
-  if (!group.broken) break_group(group, reason, /*tell_members=*/true);
+  if (!group.broken) break_group(group, reason, /*is_told=*/true);
   pump(now);
 }
 
 void Engine::abort_all(const Error& reason, Instant now) {
   now_ = now;
   for (auto& [id, state] : groups_) {
-    if (!state.group->broken) break_group(*state.group, reason, /*tell_members=*/false);
+    if (!state.group->broken) break_group(*state.group, reason, /*is_told=*/false);
   }
   pump(now);
 }

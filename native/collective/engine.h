@@ -122,7 +122,7 @@ class Engine final : private transport::ReceiveMatcher {
                      const wire::Signature& signature);
   base::Error timeout_error(const Operation& operation) const;
   void fail(Operation& operation, const base::Error& error);
-  void break_group(Group& group, const base::Error& error, bool tell_members);
+  void break_group(Group& group, const base::Error& error, bool is_told);
   std::string name_of(const Operation& operation) const;
 
   base::Instant now_;  // of the current call

@@ -1,7 +1,8 @@
 // What goes wrong: ranks that disagree, peers that are lost or have left, deadlines, aborts.
 //
 // Every failure of an operation ends in fail(), which breaks its group: after it, ranks no longer
-// agree which operation is which. The members are told, unless they are the ones who told us.
+// agree which operation is which. The members that this rank has links with are told; who is told
+// passes it on once, for no rank has links with all.
 #include <algorithm>
 #include <cstdio>
 #include <set>
@@ -23,6 +24,17 @@ std::string in_seconds(Duration duration) {
   char text[32];
   std::snprintf(text, sizeof(text), "%.1f s", duration.seconds());
   return text;
+}
+
+// To every other member that there is a link with.
+void tell_members(transport::Endpoint& endpoint, const Group& group, const Error& reason) {
+  wire::AbortFrame abort;
+  abort.group = group.wire_id;
+  abort.code = static_cast<uint8_t>(reason.code);
+  abort.reason = reason.message.substr(0, wire::AbortFrame::kReasonBytesMax);
+  for (const Rank rank : group.ranks) {
+    if (rank != endpoint.config().rank) endpoint.post_abort(rank, abort);
+  }
 }
 
 }  // namespace
@@ -81,7 +93,8 @@ void Engine::on_abort(const transport::GroupAborted& aborted) {
   const Error error{aborted.error.code, "rank " + std::to_string(aborted.peer.value) +
                                             " gave up process group '" + group.name +
                                             "': " + aborted.error.message};
-  break_group(group, error, /*tell_members=*/false);
+  break_group(group, error, /*is_told=*/false);
+  tell_members(endpoint_, group, aborted.error);
 }
 
 // True when the operation cannot complete without this peer, which is lost or has left. A lost peer
@@ -239,21 +252,14 @@ void Engine::fail(Operation& operation, const Error& error) {
   if (!group->broken) break_group(*group, error, /*tell_members=*/true);
 }
 
-void Engine::break_group(Group& group, const Error& error, bool tell_members) {
+void Engine::break_group(Group& group, const Error& error, bool is_told) {
   group.broken = error;
   std::vector<std::shared_ptr<Operation>> affected;
   for (const auto& [id, operation] : active_) {
     if (&operation->group() == &group) affected.push_back(operation);
   }
   for (const auto& operation : affected) fail(*operation, error);
-  if (!tell_members) return;
-  wire::AbortFrame abort;
-  abort.group = group.wire_id;
-  abort.code = static_cast<uint8_t>(error.code);
-  abort.reason = error.message.substr(0, wire::AbortFrame::kReasonBytesMax);
-  for (const Rank rank : group.ranks) {
-    if (rank != endpoint_.config().rank) endpoint_.post_abort(rank, abort);
-  }
+  if (is_told) tell_members(endpoint_, group, error);
 }
 
 }  // namespace securefabric::collective

@@ -154,6 +154,22 @@ TEST(Failures, operation_that_one_rank_never_calls_times_out_and_names_it) {
                           "rank 1 (10.0.0.1:4000) which has not started this operation"));
 }
 
+// In a ring each rank has links with its neighbours only.
+TEST(Failures, abort_reaches_a_rank_without_a_link_to_the_one_that_gave_up) {
+  Fleet fleet(cluster_of(4));
+  const Operations operations = fleet.start_all(all_reduce_of(1'000'000));
+  fleet.cluster.run_for(Duration::millis(2));
+  for (const auto& [peer, paths] : fleet.cluster.engine(3).endpoint().paths()) {
+    ASSERT_NE(peer, base::Rank{1});
+  }
+  const base::Error reason{ErrorCode::kAborted, "the user pressed stop"};
+  fleet.cluster.engine(1).abort_group(*fleet.cluster.world(1), reason, fleet.cluster.now());
+  fleet.cluster.touch(1);
+  ASSERT_TRUE(fleet.run_until_done(operations, Duration::millis(100)));
+  EXPECT_TRUE(failed_with(*operations[3], ErrorCode::kAborted, "gave up process group"));
+  EXPECT_TRUE(failed_with(*operations[3], ErrorCode::kAborted, "the user pressed stop"));
+}
+
 TEST(Failures, abort_unblocks_every_member) {
   Fleet fleet(cluster_of(4));
   fleet.expect_works(all_reduce_of(10));
