@@ -17,8 +17,6 @@ void AckTracker::on_packet(const Arrival& arrival, Instant now) {
   if (arrival.is_marked_ce) ++ce_count_;
   if (!arrival.is_ack_eliciting) return;
   has_news_ = true;
-  smallest_unreported_ =
-      unreported_packets_ == 0 ? arrival.number : std::min(smallest_unreported_, arrival.number);
   ++unreported_packets_;
   unreported_bytes_ += arrival.bytes;
   const bool at_once = arrival.wants_ack_now || is_out_of_order || arrival.is_marked_ce ||
@@ -27,10 +25,10 @@ void AckTracker::on_packet(const Arrival& arrival, Instant now) {
   deadline_ = base::earlier(deadline_, at_once ? now : now + kAckDelayMax);
 }
 
-// What arrived of the `reach` numbers below the largest, 64 at a time.
-void AckTracker::fill_bitmap(const crypto::ReplayWindow& window, uint64_t reach,
+// What arrived below the largest, as far as an ack reaches, 64 numbers at a time.
+void AckTracker::fill_bitmap(const crypto::ReplayWindow& window,
                              std::vector<uint8_t>& bitmap) const {
-  const uint64_t bytes = std::min<uint64_t>((reach + 7) / 8, wire::AckFrame::kBitmapBytesMax);
+  const uint64_t bytes = std::min<uint64_t>((largest_ + 7) / 8, wire::AckFrame::kBitmapBytesMax);
   bitmap.assign(bytes, 0);
   for (uint64_t done = 0; done < bytes && done * 8 < largest_; done += 8) {
     const uint64_t word = window.contained_below(largest_ - done * 8);
@@ -47,11 +45,7 @@ wire::AckFrame AckTracker::make_ack(base::PathId path, const crypto::ReplayWindo
   ack.largest = largest_;
   ack.delay_us = static_cast<uint32_t>(std::min<int64_t>((now - largest_at_).micros(), UINT32_MAX));
   ack.ce_count = ce_count_;
-  if (unreported_packets_ > 0) {
-    std::rotate(reported_.begin(), reported_.begin() + 1, reported_.end());
-    reported_.back() = smallest_unreported_;
-  }
-  fill_bitmap(window, largest_ - *std::min_element(reported_.begin(), reported_.end()), bitmap);
+  fill_bitmap(window, bitmap);
   ack.bitmap = bitmap;
   unreported_bytes_ = 0;
   unreported_packets_ = 0;

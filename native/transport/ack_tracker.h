@@ -3,10 +3,9 @@
 // An ack is sent at once when the sender's operation waits for it, when a gap appears or is filled,
 // or after a burst's worth of bytes; otherwise it rides on the next packet, or goes alone after
 // kAckDelayMax. Which packets arrived is read from the path's replay window, which already
-// remembers them.
+// remembers them; every ack reports as many as fit, for acks are lost and overtake each other.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -43,8 +42,7 @@ class AckTracker {
                           std::vector<uint8_t>& bitmap);
 
  private:
-  void fill_bitmap(const crypto::ReplayWindow& window, uint64_t reach,
-                   std::vector<uint8_t>& bitmap) const;
+  void fill_bitmap(const crypto::ReplayWindow& window, std::vector<uint8_t>& bitmap) const;
 
   base::PacketNumber largest_ = 0;                   // largest packet number that arrived
   base::Instant largest_at_;                         // when it did
@@ -54,12 +52,6 @@ class AckTracker {
   base::Instant deadline_ = base::Instant::never();  // when an ack must go out
   bool has_news_ = false;                            // see has_news()
   bool has_any_ = false;                             // a packet has arrived at all
-  // Smallest ack-eliciting number that no ack has reported yet; valid when unreported_packets_ > 0.
-  // It lies far below the largest when a packet arrives late.
-  base::PacketNumber smallest_unreported_ = 0;
-  // The smallest number that each of the last kAckRepeats acks was the first to report, oldest
-  // first: an ack reaches back to the smallest of them, so that each packet is reported that often.
-  std::array<base::PacketNumber, kAckRepeats> reported_{};
 };
 
 }  // namespace securefabric::transport

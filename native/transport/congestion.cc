@@ -108,7 +108,7 @@ void CongestionWindow::on_lost(uint64_t bytes, Instant sent_at, Instant now) {
     first_lost_sent_at_ = base::earlier(first_lost_sent_at_, sent_at);
   }
   const bool is_congestion =
-      !heeds_delay_ || queueing_ * 2 > target() || loss_share_ > kLossShareTolerated;
+      !heeds_delay_ || queueing_ > target() || loss_share_ > kLossShareTolerated;
   const uint64_t before = window_;
   if (!is_congestion || !decrease(window_ * 7 / 10, sent_at, now)) return;
   window_before_loss_ = before;

@@ -21,7 +21,10 @@ Connection::Connection(Shared shared, base::Rank peer, Instant now)
       scheduler_(shared.config.sprays_blind),
       receives_(peer, shared.matcher, shared.traffic),
       last_heard_at_(now),
-      last_sent_at_(now) {}
+      last_sent_at_(now),
+      plaintext_(shared.scratch.plaintext),
+      bitmap_(shared.scratch.bitmap),
+      settled_(shared.scratch.settled) {}
 
 Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
                            const crypto::KeyPair& key_pair, Instant now) {

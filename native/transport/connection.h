@@ -56,6 +56,14 @@ struct PathReport {
   uint32_t epoch = 0;          // of the keys that it seals with; the same for all paths of a peer
 };
 
+// Memory that calls use and leave; one for all connections of an endpoint, so that an idle peer
+// takes none.
+struct Scratch {
+  std::vector<uint8_t> plaintext;  // of one opened packet
+  std::vector<uint8_t> bitmap;     // of one ack
+  SentPackets::Settled settled;    // by one ack or timeout
+};
+
 // "12.5 s", for messages.
 std::string in_seconds(base::Duration duration);
 
@@ -71,6 +79,7 @@ class Connection {
     std::deque<Event>& events;
     CreditPool& pool;
     bool& shares_changed;  // the pool's: every connection is to look at its credit
+    Scratch& scratch;
   };
 
   Connection(Shared shared, base::Rank peer, base::Instant now);
@@ -177,12 +186,18 @@ class Connection {
   void suspect(SendingPath& path, base::Instant now);
   bool another_delivers(const SendingPath& path) const;
   void resend(const SentPacket* packet);
-  SendingPath* pick_path(base::Instant now);
+  // Whose turn it is to send. A path that is asked, or answers, carries no payload for that: it may
+  // not work, or may not be what the scheduler would choose.
+  struct Turn {
+    SendingPath* path = nullptr;  // null: nothing to send now
+    bool takes_payload = false;   // control and data may go on it
+  };
+  Turn pick_turn(base::Instant now);
   SendingPath* pick_urgent_path(base::Instant now);
   SendingPath* pick_ack_path(base::Instant now);
-  bool has_payload() const { return !control_.empty() || sends_.has_next(); }
+  bool has_payload() const { return !control_.empty() || (sends_.has_next() && has_peer_room()); }
   bool has_peer_room() const;
-  bool fill_packet(SendingPath& path, base::Instant now, bool is_first, PacketBuilder& builder,
+  bool fill_packet(const Turn& turn, base::Instant now, bool is_first, PacketBuilder& builder,
                    SentPacket& record);
   bool seal_packet(SendingPath& path, base::Instant now, const PacketBuilder& builder,
                    SentPacket record, base::MutableBytes datagram);
@@ -222,9 +237,10 @@ class Connection {
   base::Instant last_heard_at_;                      // last packet that verified
   base::Duration waited_;                            // of the packet in hand, in this host
   base::Instant last_sent_at_;                       // last packet that asked for an ack
-  std::vector<uint8_t> plaintext_;                   // scratch for one opened packet
-  std::vector<uint8_t> bitmap_;                      // scratch for one ack
-  SentPackets::Settled settled_;                     // scratch for what one ack or timeout settled
+  // Shorthands for parts of shared_.scratch.
+  std::vector<uint8_t>& plaintext_;
+  std::vector<uint8_t>& bitmap_;
+  SentPackets::Settled& settled_;
 };
 
 }  // namespace securefabric::transport

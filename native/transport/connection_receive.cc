@@ -265,6 +265,9 @@ void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFram
 
 void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant now) {
   path.rtt.on_sample(round_trip, waited_);
+  // Small and early: the best sample of a path without a queue. The probes of the MTU that follow
+  // queue behind those of other paths.
+  path.congestion.on_delay(path.rtt.latest_delay(), now - round_trip, now);
   ++path.echoes;
   if (path.state == PathState::kSuspect && path.echoes < kProbeEchoesNeeded) {
     path.next_challenge_at = now;

@@ -15,27 +15,25 @@ constexpr size_t kPacketOverhead = wire::kHeaderBytes + crypto::kAuthTagBytes;
 
 }  // namespace
 
-// PROTOCOL.md §6.2. First the path is asked, and its newest data goes out again on another: if the
-// tail was lost, the answer tells. Then, if what was sent elsewhere at that time has arrived, the
-// path is suspect, and everything on it moves. If nothing arrives anywhere, the peer is busy or
-// gone: only now is it a timeout; the oldest data goes out again, and the pauses double.
+// PROTOCOL.md §6.2. First the path is asked: if the tail was lost, the answer tells. Then, if what
+// was sent elsewhere since has arrived, the path is suspect, and everything on it moves. If nothing
+// arrives anywhere, the peer is busy or gone: only now is it a timeout; the oldest data goes out
+// again, and the pauses double.
 void Connection::on_probe_timer(SendingPath& path, Instant now) {
   ++path.probe_count;
   if (path.probe_count == 1) {
     ++shared_.traffic.tail_probes;
     path.asked_at = now;
-    path.avoid(now);
     path.wants_ping = true;
-    resend(path.sent.newest_in_flight());
     return;
   }
   if (path.is_active() && another_delivers(path)) return suspect(path, now);
-  if (path.probe_count == 2) return;
+  path.wants_ping = true;
   path.asked_at = now;
+  if (path.probe_count == 2) return;
   ++shared_.traffic.probe_timeouts;
   if (path.probe_count >= 2 + kPersistentAfterPtos) path.congestion.on_persistent_loss();
   resend(path.sent.oldest_in_flight());
-  path.wants_ping = true;
 }
 
 void Connection::resend(const SentPacket* packet) {
@@ -76,14 +74,13 @@ bool Connection::has_peer_room() const {
   return in_flight == 0 || in_flight + kDatagramBytesMax <= peer_window_;
 }
 
-SendingPath* Connection::pick_path(Instant now) {
-  if (SendingPath* path = pick_urgent_path(now)) return path;
-  const bool has_data = sends_.has_next() && has_peer_room();
-  if (state_ == ConnectionState::kOpen && (has_data || !control_.empty())) {
+Connection::Turn Connection::pick_turn(Instant now) {
+  if (SendingPath* path = pick_urgent_path(now)) return {path, false};
+  if (state_ == ConnectionState::kOpen && has_payload()) {
     open_sending_paths(scheduler_.review(sending_, now), now);
-    if (SendingPath* path = scheduler_.pick(sending_, shared_.random, now)) return path;
+    if (SendingPath* path = scheduler_.pick(sending_, shared_.random, now)) return {path, true};
   }
-  return pick_ack_path(now);
+  return {pick_ack_path(now), false};
 }
 
 SendingPath* Connection::pick_urgent_path(Instant now) {
@@ -113,7 +110,8 @@ SendingPath* Connection::pick_ack_path(Instant now) {
 bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out) {
   if (!is_usable() || state_ == ConnectionState::kResolving) return false;
   begin_epoch_if_due(now);
-  SendingPath* path = pick_path(now);
+  const Turn turn = pick_turn(now);
+  SendingPath* path = turn.path;
   if (path == nullptr) return false;
 
   const size_t full_size = path->mtu.mtu();
@@ -125,9 +123,9 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
   for (size_t segment = 0; segment < std::max<size_t>(segments_max, 1); ++segment) {
     SentPacket record;
     const bool is_first = segment == 0;
-    const bool may_go_on = path->has_room() && path->is_active() && used < path->burst_bytes_max();
+    const bool may_go_on = turn.takes_payload && path->has_room() && used < path->burst_bytes_max();
     if (!is_first && !may_go_on) break;
-    if (!fill_packet(*path, now, is_first, builder, record)) break;
+    if (!fill_packet(turn, now, is_first, builder, record)) break;
     const size_t size = builder.size() + kPacketOverhead;
     if (!seal_packet(*path, now, builder, std::move(record), burst.subspan(used, size))) {
       return false;
@@ -168,8 +166,9 @@ bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder
 
 // Order inside a packet: what belongs to the path, acks, control, data. Returns false when there is
 // nothing to put in. A probe of the path's MTU goes alone.
-bool Connection::fill_packet(SendingPath& path, Instant now, bool is_first, PacketBuilder& builder,
+bool Connection::fill_packet(const Turn& turn, Instant now, bool is_first, PacketBuilder& builder,
                              SentPacket& record) {
+  SendingPath& path = *turn.path;
   const size_t probe_bytes = is_first && path.is_active() ? path.mtu.probe_due(now) : 0;
   if (probe_bytes > 0) {
     builder.begin(probe_bytes - kPacketOverhead);
@@ -186,7 +185,7 @@ bool Connection::fill_packet(SendingPath& path, Instant now, bool is_first, Pack
     fill_path_frames(path, now, builder, record);
     fill_acks(now, builder);
   }
-  if (state_ == ConnectionState::kOpen && path.is_active() && path.has_room()) {
+  if (turn.takes_payload && path.has_room()) {
     fill_control(builder, record);
     if (has_peer_room()) path.message_bytes += fill_data(builder, record);
     // More follows in this burst: every datagram but the last has the full size.

@@ -102,10 +102,10 @@ Connection& Endpoint::find_or_make(Rank peer, Instant now) {
   SF_CHECK(peer.value < config_.world_size && peer != config_.rank);
   auto& connection = peers_[peer].connection;
   if (!connection) {
-    connection =
-        std::make_unique<Connection>(Connection::Shared{config_, matcher_, drops_, traffic_,
-                                                        random_, events_, pool_, shares_changed_},
-                                     peer, now);
+    connection = std::make_unique<Connection>(
+        Connection::Shared{config_, matcher_, drops_, traffic_, random_, events_, pool_,
+                           shares_changed_, scratch_},
+        peer, now);
   }
   return *connection;
 }

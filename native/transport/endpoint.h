@@ -118,6 +118,7 @@ class Endpoint {
   std::deque<Event> events_;
   CreditPool pool_;                   // what the peers may have in flight to us
   bool shares_changed_ = false;       // the peers' credit is to be looked at
+  Scratch scratch_;                   // of the connections
   std::map<base::Rank, Peer> peers_;  // ordered: determinism; erased by wipe() only
   std::deque<base::Rank> dirty_;      // peers to poll for output, each once
   std::set<std::pair<base::Instant, base::Rank>> deadlines_;  // one per peer that has one

@@ -58,8 +58,6 @@ inline constexpr uint64_t kAckEveryBytes = 64 * 1024;
 inline constexpr uint64_t kAckEveryPackets = 256;
 // An ack waits at most this long for something to ride on.
 inline constexpr base::Duration kAckDelayMax = base::Duration::millis(1);
-// Every packet is reported in at least this many acks, so that losing some costs no resend.
-inline constexpr size_t kAckRepeats = 4;
 
 // --- Loss recovery -------------------------------------------------------------------------------
 // A packet is lost when a later one of its path arrived and a round trip, a quarter and at least
@@ -103,7 +101,7 @@ inline constexpr base::Duration kBaseDelayPeriod = base::Duration::seconds(10);
 // Losses up to this share of a path's packets (in 1/65536: 3 %) are not taken for congestion while
 // the queue is short; smoothed over about 2^gain packets.
 inline constexpr uint32_t kLossShareTolerated = 1'966;
-inline constexpr unsigned kLossShareGain = 7;
+inline constexpr unsigned kLossShareGain = 9;
 
 // --- Choice of paths -----------------------------------------------------------------------------
 // Paths opened to a peer at first; more are opened when paths collide, if the settings allow.

@@ -22,7 +22,8 @@ base::Instant SendingPath::probe_deadline() const {
   if (!sent.has_eliciting_in_flight()) return base::Instant::never();
   const base::Instant since =
       probe_count == 0 ? sent.silent_since() : std::max(sent.silent_since(), asked_at);
-  if (probe_count < 2) return since + rtt.tail_probe();
+  if (probe_count == 0) return since + rtt.tail_probe();
+  if (probe_count == 1) return since + rtt.tail_probe() - kAckDelayMax;  // a PING is acked at once
   const auto doublings = std::min<uint32_t>(probe_count - 2, 10);
   return since + base::shorter(rtt.pto() * (int64_t{1} << doublings), kPtoMax);
 }

@@ -47,7 +47,10 @@ struct SendingPath {
 
   // Once validated, and while it delivers. An avoided path is active.
   bool is_active() const { return state == PathState::kActive; }
-  bool is_avoided(base::Instant now) const { return is_active() && now < avoided_until; }
+  // While it has been asked and has not answered, too.
+  bool is_avoided(base::Instant now) const {
+    return is_active() && (now < avoided_until || probe_count > 0);
+  }
   PathState state_at(base::Instant now) const {
     return is_avoided(now) ? PathState::kAvoided : state;
   }
@@ -79,12 +82,12 @@ struct SendingPath {
   CongestionWindow congestion;  // bytes this path may have in flight
   SentPackets sent;             // not yet settled
   base::Instant avoided_until;  // end of the round of avoidance
-  base::Instant congested_at = base::Instant::from_nanos(-1);  // last ack that told of congestion
-  uint32_t ce_count = 0;                                       // marks that the peer has reported
-  uint64_t packets_lost = 0;                                   // declared lost here
-  uint32_t probe_count = 0;                             // probe timers fired since the last ack
-  base::Instant asked_at;                               // when the path was last asked
-  bool wants_ping = false;                              // a probe asks for something to ack
+  base::Instant congested_at;   // last ack that told of congestion; 0: none did
+  uint32_t ce_count = 0;        // marks that the peer has reported
+  uint64_t packets_lost = 0;    // declared lost here
+  uint32_t probe_count = 0;     // probe timers fired since the last ack
+  base::Instant asked_at;       // when the path was last asked
+  bool wants_ping = false;      // a probe asks for something to ack
   std::array<Challenge, kChallengesKept> challenges{};  // not echoed yet, newest first
   base::Instant next_challenge_at;                      // when to send (again); never while active
   base::Duration challenge_interval;                    // doubles

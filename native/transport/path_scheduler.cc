@@ -56,38 +56,41 @@ SendingPath* PathScheduler::pick_measured(Paths paths, base::Random& random, Ins
   if (count == 0) return nullptr;
   const size_t first = random.below(count);
   const size_t second = count == 1 ? first : (first + 1 + random.below(count - 1)) % count;
-  SendingPath* picked = nullptr;
+  SendingPath* drawn[2] = {nullptr, nullptr};
   size_t index = 0;
   for (const auto& path : paths) {
     if (!is_candidate(*path)) continue;
-    const bool is_drawn = index == first || index == second;
+    if (index == first) drawn[0] = path.get();
+    if (index == second) drawn[1] = path.get();
     ++index;
-    if (is_drawn && (picked == nullptr || cost(*path) < cost(*picked))) picked = path.get();
   }
-  return picked;
+  return cost(*drawn[1]) < cost(*drawn[0]) ? drawn[1] : drawn[0];  // the draw breaks a tie
 }
 
 size_t PathScheduler::review(Paths paths, Instant now) {
-  if (is_blind_ || now < next_review_at_) return 0;
-  const Instant since = next_review_at_ - kReviewInterval;
-  next_review_at_ = now + kReviewInterval;
+  if (is_blind_ || now < last_review_at_ + kReviewInterval) return 0;
+  const Instant since = std::exchange(last_review_at_, now);
   size_t used = 0;
   size_t congested = 0;
+  size_t clear = 0;  // neither congested nor near it: in one queue, all are of about one delay
   size_t at_floor = 0;
   for (const auto& path : paths) {
     if (!path->is_in_use || !path->is_active()) continue;
     ++used;
-    congested += path->congested_at >= since ? 1 : 0;
+    const bool is_congested = path->congested_at > since;
+    const bool is_short = path->congestion.queueing_delay() <= path->congestion.target();
+    congested += is_congested ? 1 : 0;
+    clear += !is_congested && is_short ? 1 : 0;
     at_floor += path->congestion.is_at_floor() ? 1 : 0;
   }
   const bool was_limited = std::exchange(was_limited_, false);
   if (congested > 0 || was_limited) last_trouble_at_ = now;
   if (used == 0) return 0;
-  if (congested == used && at_floor == used) {
+  if (clear == 0 && at_floor == used) {
     keep(paths, std::max<size_t>(used / 2, 1));
-  } else if (congested > 0 && congested < used) {
+  } else if (congested > 0 && clear > 0) {
     return add(paths, congested);
-  } else if (was_limited && used < kPathsOpenedFirst) {
+  } else if (was_limited && clear == used && used < kPathsOpenedFirst) {
     return add(paths, 1);
   } else if (now - last_trouble_at_ >= kCalmPeriod) {
     keep(paths, kPathsWhenCalm);

@@ -1,14 +1,15 @@
 // Which of a peer's paths carries the next burst of data, and how many of them are in use.
 //
 // Choice: of two random paths that have room, the one that will deliver sooner, by its measured
-// delay and how full its window is (the power of two choices, Mitzenmacher 2001): as good as
+// delay and what is in flight on it (the power of two choices, Mitzenmacher 2001): as good as
 // knowing all, and not every sender runs to the same best path. A path that has just met congestion
 // or loss is avoided for a round trip.
 //
 // Set: several paths cost several windows. While nothing collides and the windows are not what
-// limits the sender, kPathsWhenCalm are used. When some of the paths are congested and others are
-// not, more are opened: other ports take other routes. When all are congested with windows at
-// their floor, they share a bottleneck, and half of them are given up.
+// limits the sender, kPathsWhenCalm are used; when windows limit it and nothing is congested, more.
+// When some of the paths are congested and others are not, more are opened: other ports take other
+// routes. When all are congested with windows at their floor, they share a bottleneck, and half of
+// them are given up.
 #pragma once
 
 #include <memory>
@@ -43,7 +44,7 @@ class PathScheduler {
   bool is_blind_;
   size_t next_ = 0;                // round robin
   bool was_limited_ = false;       // since the last review, no path had room
-  base::Instant next_review_at_;   // see kReviewInterval
+  base::Instant last_review_at_;   // see kReviewInterval
   base::Instant last_trouble_at_;  // last review that saw congestion, or a sender limited by it
 };
 

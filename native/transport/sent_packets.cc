@@ -33,9 +33,10 @@ void SentPackets::on_sent(PacketNumber number, SentPacket packet) {
 bool SentPackets::on_ack(const wire::AckFrame& ack, Instant now, Settled& out) {
   if (ack.largest >= next_number()) return false;
   // Oldest first, so that whoever reads `out.acked` sees the order of sending.
-  for (size_t i = ack.bitmap.size() * 8; i-- > 0;) {
+  const uint64_t unsettled = ack.largest - std::min(ack.largest, first_number_);
+  for (uint64_t i = std::min<uint64_t>(ack.bitmap.size() * 8, unsettled); i-- > 0;) {
     const bool arrived = (ack.bitmap[i / 8] >> (i % 8) & 1) != 0;
-    if (arrived && ack.largest >= i + 1) acknowledge(ack.largest - 1 - i, out);
+    if (arrived) acknowledge(ack.largest - 1 - i, out);
   }
   acknowledge(ack.largest, out);
   if (out.has_progress()) silent_since_ = now;
@@ -90,14 +91,6 @@ void SentPackets::settle_lost(SentPacket& packet, Settled& out) {
 
 const SentPacket* SentPackets::oldest_in_flight() const {
   for (PacketNumber n = std::max(first_in_flight_, first_number_); n < next_number(); ++n) {
-    const SentPacket& packet = packets_[n - first_number_];
-    if (packet.state == SentPacket::State::kInFlight) return &packet;
-  }
-  return nullptr;
-}
-
-const SentPacket* SentPackets::newest_in_flight() const {
-  for (PacketNumber n = next_number(); n-- > std::max(first_in_flight_, first_number_);) {
     const SentPacket& packet = packets_[n - first_number_];
     if (packet.state == SentPacket::State::kInFlight) return &packet;
   }

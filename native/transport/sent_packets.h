@@ -79,7 +79,6 @@ class SentPackets {
   void give_up_all(Settled& out);
   // For probes; null when there is none.
   const SentPacket* oldest_in_flight() const;
-  const SentPacket* newest_in_flight() const;
 
   // When detect_lost would find something new; never if nothing waits for that.
   base::Instant loss_time(base::Duration loss_delay) const;

@@ -135,10 +135,11 @@ TEST(CongestionWindow, on_lost__rare_losses_on_an_empty_queue_are_not_congestion
   EXPECT_EQ(window.window(), kWindowInitial);
   // With a long queue, one is enough.
   window.on_delay(Duration::micros(100), at(300'000), at(300'100));
-  window.on_delay(Duration::micros(500), at(300'200), at(300'700));
-  window.on_sent(1000, at(300'800));
-  window.on_lost(1000, at(300'800), at(300'900));
-  EXPECT_EQ(window.window(), kWindowInitial * 7 / 10);
+  window.on_delay(Duration::micros(700), at(300'200), at(300'900));
+  const uint64_t before = window.window();
+  window.on_sent(1000, at(301'000));
+  window.on_lost(1000, at(301'000), at(301'100));
+  EXPECT_EQ(window.window(), before * 7 / 10);
 }
 
 TEST(CongestionWindow, on_spurious_loss__takes_the_decrease_back) {

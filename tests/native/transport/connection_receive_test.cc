@@ -86,7 +86,7 @@ TEST(Connection, both_directions_at_once_detect_losses_without_timeouts) {
   EXPECT_LE(pair.endpoint(0).traffic().probe_timeouts, 4u);
 }
 
-TEST(Connection, the_last_packet_is_lost_and_a_probe_finds_out) {
+TEST(Connection, the_last_packet_is_lost_and_a_tail_probe_finds_out) {
   EndpointPair pair;
   ASSERT_TRUE(pair.join());
   bool drop_all = true;
@@ -95,8 +95,9 @@ TEST(Connection, the_last_packet_is_lost_and_a_probe_finds_out) {
   transfers.both(collective_key(1), 100);
   pair.turn();
   drop_all = false;
-  ASSERT_TRUE(transfers.run(kPtoMin * 3));
-  EXPECT_EQ(pair.endpoint(0).traffic().probe_timeouts, 1u);
+  ASSERT_TRUE(transfers.run(kPtoMin / 2));
+  EXPECT_EQ(pair.endpoint(0).traffic().tail_probes, 1u);
+  EXPECT_EQ(pair.endpoint(0).traffic().probe_timeouts, 0u);
 }
 
 // One microsecond per datagram and path, and one in ten overtaken by the next dozen.

@@ -153,25 +153,26 @@ class EndpointPair {
         bursts.begin(), bursts.end(), [from](const Burst& burst) { return burst.from == from; }));
   }
 
-  // Both ends need each other and wait until every path is active.
+  // Both ends need each other and wait until every path is active and carries full datagrams.
   bool join() {
     endpoint(0).require_peer(rank(1), now_);
     endpoint(1).require_peer(rank(0), now_);
-    return run_until([this] { return is_joined(); }, base::Duration::seconds(2));
+    return run_until([this] { return is_ready(0, 1) && is_ready(1, 0); },
+                     base::Duration::seconds(2));
   }
+  // Every path is active.
   bool is_joined() {
-    return ready_paths(0, 1) >= path_count() && ready_paths(1, 0) >= path_count();
+    return active_paths(0, 1) >= path_count() && active_paths(1, 0) >= path_count();
   }
-  // Active, and known to carry the largest datagrams.
-  size_t ready_paths(size_t from, size_t to) {
+  bool is_ready(size_t from, size_t to) {
     const size_t largest =
         std::min(options_.datagram_bytes, nodes_[to].description.datagram_bytes_max);
-    size_t count = 0;
-    for (const PathReport& path : paths(from, to)) {
-      const bool is_active = path.state == PathState::kActive || path.state == PathState::kAvoided;
-      count += is_active && path.mtu_bytes == largest ? 1 : 0;
-    }
-    return count;
+    const auto reports = paths(from, to);
+    const auto carries_full = [largest](const PathReport& path) {
+      return path.mtu_bytes == largest;
+    };
+    return active_paths(from, to) >= path_count() &&
+           std::all_of(reports.begin(), reports.end(), carries_full);
   }
   size_t path_count() const {
     return std::min(options_.paths, options_.sockets * options_.sockets);

@@ -41,7 +41,7 @@ TEST(SendingPath, probe_deadline__asks_judges_then_doubles_up_to_the_ceiling) {
   path.sent.on_sent(0, sent(at(0), 100));
   EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe());
   path.probe_count = 1;
-  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe());
+  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe() - kAckDelayMax);
   path.probe_count = 2;
   EXPECT_EQ(path.probe_deadline(), at(0) + kPtoMin);
   path.probe_count = 5;
