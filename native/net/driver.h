@@ -102,6 +102,8 @@ class Driver {
   // and every on_done that no waiter has taken over has been called when this returns. on_done
   // itself may call this; it then waits neither for other callbacks nor for another shutdown.
   void shutdown(base::Duration drain_limit);
+  // Draining is over: nobody has a use for peers that are found from now on.
+  bool is_ending() const { return is_ending_.load(); }
   const SocketPort& port() const { return port_; }
 
  private:

@@ -290,6 +290,7 @@ void Fabric::resolver_loop() {
 
 std::optional<Rank> Fabric::next_due(Instant at, Instant& next_at) {
   next_at = Instant::never();
+  if (driver_->is_ending()) return std::nullopt;
   std::optional<Rank> first;
   for (const auto& [rank, wanted] : wanted_) {
     if (wanted.next_at >= next_at) continue;
