@@ -172,6 +172,19 @@ std::optional<Token> SendQueue::on_acked(const SentData& data) {
   return token;
 }
 
+uint64_t SendQueue::sendable_bytes(uint64_t enough) const {
+  uint64_t total = 0;
+  for (const auto* queue : {&small_, &large_}) {
+    for (const uint64_t id : *queue) {
+      if (total >= enough) return total;
+      const Message& message = messages_.at(id);
+      total += message.granted - std::min(message.granted, message.next_offset);
+      for (const auto& range : message.lost) total += range.end - range.begin;
+    }
+  }
+  return total;
+}
+
 std::optional<DataFrame> SendQueue::next(size_t room) {
   if (auto frame = next_from(small_, room)) return frame;
   return next_from(large_, room);

@@ -46,6 +46,8 @@ class SendQueue {
   // The next fragment, of at most `bytes_max` bytes behind its header. Nothing when nothing is
   // sendable or the room is too small for a useful piece.
   std::optional<wire::DataFrame> next(size_t room);
+  // Bytes that may be sent now, counted until they are `enough`.
+  uint64_t sendable_bytes(uint64_t enough) const;
   // True when everything posted was acknowledged.
   bool is_drained() const { return messages_.empty(); }
   uint64_t resent_bytes() const { return resent_bytes_; }

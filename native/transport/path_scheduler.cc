@@ -5,6 +5,7 @@
 
 namespace securefabric::transport {
 
+using base::Duration;
 using base::Instant;
 
 namespace {
@@ -21,16 +22,42 @@ uint64_t cost(const SendingPath& path) {
   return delay_us * filled * 16 / path.congestion.window();
 }
 
+// What delays more would hold up the end of what is left to send. Paths that are being asked are
+// not counted on.
+Duration worthwhile_delay(PathScheduler::Paths paths, const SendQueue& sends) {
+  Duration fastest = Duration::forever();
+  Duration slowest;
+  for (const auto& path : paths) {
+    if (!path->is_in_use || !path->is_active() || path->probe_count > 0) continue;
+    fastest = base::shorter(fastest, path->rtt.delay());
+    slowest = base::longer(slowest, path->rtt.delay());
+  }
+  if (slowest < fastest) return Duration::forever();  // there is none
+  const Duration alike = fastest * 2 + kQueueingDelayTarget;
+  if (slowest <= alike) return alike;
+  uint64_t bytes_per_ms = 0;
+  for (const auto& path : paths) {
+    if (!path->is_in_use || !path->is_active() || path->probe_count > 0) continue;
+    if (path->rtt.delay() > alike) continue;
+    bytes_per_ms += path->congestion.window() * 1000 / (path->rtt.delay().micros() + 1);
+  }
+  const uint64_t enough = bytes_per_ms * (slowest.micros() + 1) / 1000;
+  const uint64_t us_left = sends.sendable_bytes(enough) * 1000 / bytes_per_ms;
+  return base::longer(alike, Duration::micros(static_cast<int64_t>(us_left)));
+}
+
 }  // namespace
 
-SendingPath* PathScheduler::pick(Paths paths, base::Random& random, Instant now) {
+SendingPath* PathScheduler::pick(Paths paths, const SendQueue& sends, base::Random& random,
+                                 Instant now) {
   if (is_blind_) return pick_blindly(paths);
   const bool has_any = std::any_of(paths.begin(), paths.end(), [](const auto& path) {
     return path->is_in_use && path->is_active();
   });
   if (!has_any) add(paths, paths.size());  // those in use have failed
-  SendingPath* picked = pick_measured(paths, random, now, true);
-  if (picked == nullptr) picked = pick_measured(paths, random, now, false);
+  const Duration delay_max = worthwhile_delay(paths, sends);
+  SendingPath* picked = pick_measured(paths, delay_max, random, now, true);
+  if (picked == nullptr) picked = pick_measured(paths, delay_max, random, now, false);
   was_limited_ = was_limited_ || picked == nullptr;
   return picked;
 }
@@ -46,10 +73,10 @@ SendingPath* PathScheduler::pick_blindly(Paths paths) {
 }
 
 // `is_strict` leaves out the avoided ones.
-SendingPath* PathScheduler::pick_measured(Paths paths, base::Random& random, Instant now,
-                                          bool is_strict) {
+SendingPath* PathScheduler::pick_measured(Paths paths, Duration delay_max, base::Random& random,
+                                          Instant now, bool is_strict) {
   const auto is_candidate = [&](const SendingPath& path) {
-    return can_carry(path) && !(is_strict && path.is_avoided(now));
+    return can_carry(path) && path.rtt.delay() <= delay_max && !(is_strict && path.is_avoided(now));
   };
   size_t count = 0;
   for (const auto& path : paths) count += is_candidate(*path) ? 1 : 0;

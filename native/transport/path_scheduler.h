@@ -3,7 +3,9 @@
 // Choice: of two random paths that have room, the one that will deliver sooner, by its measured
 // delay and what is in flight on it (the power of two choices, Mitzenmacher 2001): as good as
 // knowing all, and not every sender runs to the same best path. A path that has just met congestion
-// or loss is avoided for a round trip.
+// or loss is avoided for a round trip. A path much slower than others is left out while these would
+// be through with all that is left to send before it delivers once: the last packet of a message
+// counts (after ECF, Lim et al., CoNEXT 2017).
 //
 // Set: several paths cost several windows. While nothing collides and the windows are not what
 // limits the sender, kPathsWhenCalm are used; when windows limit it and nothing is congested, more.
@@ -16,6 +18,7 @@
 #include <span>
 
 #include "base/random.h"
+#include "transport/message_send.h"
 #include "transport/path.h"
 
 namespace securefabric::transport {
@@ -27,15 +30,16 @@ class PathScheduler {
 
   using Paths = std::span<const std::unique_ptr<SendingPath>>;
 
-  // Null when no path can take data now.
-  SendingPath* pick(Paths paths, base::Random& random, base::Instant now);
+  // Null when no path should take data of `sends` now.
+  SendingPath* pick(Paths paths, const SendQueue& sends, base::Random& random, base::Instant now);
   // Looks the set over, at most every kReviewInterval; returns how many paths more should be
   // opened.
   size_t review(Paths paths, base::Instant now);
 
  private:
   SendingPath* pick_blindly(Paths paths);
-  SendingPath* pick_measured(Paths paths, base::Random& random, base::Instant now, bool is_strict);
+  SendingPath* pick_measured(Paths paths, base::Duration delay_max, base::Random& random,
+                             base::Instant now, bool is_strict);
   // Takes up to `count` unused paths into use; returns how many are missing.
   size_t add(Paths paths, size_t count);
   // Gives up the slowest until `count` are in use.

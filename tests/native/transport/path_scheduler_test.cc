@@ -33,7 +33,7 @@ class PathSchedulerTest : public testing::Test {
   std::vector<int> picks(int count, Instant now) {
     std::vector<int> picked(paths_.size());
     for (int i = 0; i < count; ++i) {
-      const SendingPath* path = scheduler_.pick(paths_, random_, now);
+      const SendingPath* path = scheduler_.pick(paths_, sends_, random_, now);
       for (size_t p = 0; p < paths_.size(); ++p) picked[p] += path == paths_[p].get() ? 1 : 0;
     }
     return picked;
@@ -46,6 +46,7 @@ class PathSchedulerTest : public testing::Test {
   std::vector<std::unique_ptr<SendingPath>> paths_;
   base::Random random_{5};
   PathScheduler scheduler_{false};
+  SendQueue sends_;
 };
 
 TEST_F(PathSchedulerTest, pick__equal_paths_share) {
@@ -56,6 +57,29 @@ TEST_F(PathSchedulerTest, pick__equal_paths_share) {
 TEST_F(PathSchedulerTest, pick__the_slowest_is_never_the_better_of_two) {
   open({100, 1000, 100, 100});
   EXPECT_EQ(picks(1000, at(0))[1], 0);
+}
+
+TEST_F(PathSchedulerTest, pick__a_slow_path_only_with_enough_to_send) {
+  open({100, 100, 5000});
+  for (const size_t full : {0, 1}) paths_[full]->congestion.on_sent(kWindowInitial, at(0));
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr) << "the others are soon free";
+  // They carry two windows in a round trip, and fifty round trips before the slow one delivers.
+  const std::vector<uint8_t> bytes(kEagerMessageBytesMax);
+  for (uint64_t token = 0; token < 60; ++token) sends_.post({{}, {}, bytes, token});
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
+  for (int64_t delay_us = 100; delay_us < 900; delay_us += 100) {
+    for (int i = 0; i < 100; ++i) {
+      for (const size_t fast : {0, 1}) {
+        paths_[fast]->rtt.on_sample(Duration::micros(delay_us), Duration());
+      }
+    }
+  }
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), paths_[2].get());
+  for (const size_t full : {0, 1}) paths_[full]->congestion.on_discarded(kWindowInitial);
+  sends_.clear();
+  EXPECT_EQ(picks(100, at(0))[2], 0);
+  for (const size_t asked : {0, 1}) paths_[asked]->probe_count = 1;
+  EXPECT_EQ(picks(100, at(0))[2], 100) << "nobody counts on a path that is asked";
 }
 
 TEST_F(PathSchedulerTest, pick__the_emptier_of_two) {
@@ -75,12 +99,12 @@ TEST_F(PathSchedulerTest, pick__the_avoided_only_when_no_other_has_room) {
 }
 
 TEST_F(PathSchedulerTest, pick__nothing_with_room) {
-  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
   open({100});
   paths_[0]->congestion.on_sent(kWindowInitial, at(0));
-  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
   paths_[0]->state = PathState::kSuspect;
-  EXPECT_EQ(scheduler_.pick(paths_, random_, at(0)), nullptr);
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
 }
 
 TEST_F(PathSchedulerTest, pick__those_that_stand_by_step_in) {
@@ -113,7 +137,7 @@ TEST_F(PathSchedulerTest, review__a_sender_limited_by_windows_gets_them_back) {
   ASSERT_EQ(used(), kPathsWhenCalm);
   for (const auto& path : paths_) path->congestion.on_sent(kWindowInitial, at(1'200'000));
   for (int64_t ms = 1200; ms < 1300; ms += 10) {
-    EXPECT_EQ(scheduler_.pick(paths_, random_, at(ms * 1000)), nullptr);
+    EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(ms * 1000)), nullptr);
     EXPECT_EQ(scheduler_.review(paths_, at(ms * 1000)), 0u);
   }
   EXPECT_EQ(used(), 8u);
