@@ -527,8 +527,8 @@ def test_row_18_spoofed_icmp(key_file: str, tmp_path: Path) -> None:
             lost = job.report(0)["paths_suspected"]
             victim, other = bed.hosts
             for _ in range(200):
-                for own in (0, 1):
-                    for theirs in (0, 1):
+                for own in (0, 1, 2):
+                    for theirs in (0, 1, 2):
                         ip = struct.pack("!BBHHHBBH", 0x45, 0, 1400, 0, 0x4000, 64, 17, 0)
                         ip += socket.inet_aton(victim.address) + socket.inet_aton(other.address)
                         udp = struct.pack("!HHHH", ports[0] + own, ports[1] + theirs, 1380, 0)
@@ -542,7 +542,7 @@ def test_row_18_spoofed_icmp(key_file: str, tmp_path: Path) -> None:
             key_file,
             attack,
             environment=lambda rank: {
-                "SECUREFABRIC_PORTS": f"{ports[rank]}-{ports[rank] + 1}",
+                "SECUREFABRIC_PORTS": f"{ports[rank]}-{ports[rank] + 2}",
             },
             bed=bed,
         )

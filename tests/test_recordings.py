@@ -140,7 +140,7 @@ def simulated() -> _core.ScenarioReport:
     scenario["datagram_bytes"] = 1472
     scenario["generation_bits"] = SIMULATED_BITS
     scenario["epoch_bytes"] = 100_000
-    scenario["rate_mbit"] = 100
+    scenario["rate_mbit"] = 30
     scenario["loss"] = 0.05
     scenario["reorder"] = 0.1
     scenario["duplicate"] = 0.05

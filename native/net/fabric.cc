@@ -132,12 +132,10 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   // The most that any interface takes; what a path takes is found out.
   fabric->datagram_bytes_max_ = transport::kDatagramBytesMin;
   std::vector<UdpSocket> sockets;
-  UdpSocketOptions socket_options;
-  socket_options.use_gso = config.use_gso;
-  socket_options.use_gro = config.use_gro;
+  const UdpSocketOptions options{.use_gso = config.use_gso, .use_gro = config.use_gro};
   for (const LocalAddress& local : locals.value()) {
     for (size_t i = 0; i < config.sockets_per_interface; ++i) {
-      auto socket = bind_in_range(local, config, socket_options);
+      auto socket = bind_in_range(local, config, options);
       if (!socket) return socket.error();
       fabric->addresses_.push_back(socket.value().local_address());
       fabric->uses_gro_ = socket.value().grants().has_gro;
