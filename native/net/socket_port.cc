@@ -30,24 +30,35 @@ SocketPort::SocketPort(std::vector<UdpSocket> sockets) : sockets_(std::move(sock
 }
 
 Result<bool> SocketPort::receive(collective::Engine& engine, Instant now) {
-  bool any = false;
+  const size_t first = latest_;
+  Result<bool> any = receive_from(first, engine, now);
+  if (!any || now - looked_round_at_ < kLookRoundInterval) return any;
+  looked_round_at_ = now;
   for (size_t i = 0; i < sockets_.size(); ++i) {
-    const auto bursts = sockets_[i].receive(buffers_);
-    if (!bursts) return bursts.error();
-    if (bursts.value().empty()) continue;
-    const base::Duration offset = since_realtime();
-    for (const ReceivedBurst& burst : bursts.value()) {
-      any = true;
-      const bool is_marked_ce = burst.ecn == base::Ecn::kCe;
-      const base::Duration age = waited(burst, now, offset);
-      for (size_t at = 0; at < burst.bytes.size(); at += burst.segment_bytes) {
-        const size_t length = std::min(burst.segment_bytes, burst.bytes.size() - at);
-        engine.handle_datagram(now, static_cast<uint8_t>(i), is_marked_ce,
-                               burst.bytes.subspan(at, length), age);
-      }
-    }
+    if (i == first) continue;
+    const auto more = receive_from(i, engine, now);
+    if (!more) return more;
+    any = any.value() || more.value();
   }
   return any;
+}
+
+Result<bool> SocketPort::receive_from(size_t socket, collective::Engine& engine, Instant now) {
+  const auto bursts = sockets_[socket].receive(buffers_);
+  if (!bursts) return bursts.error();
+  if (bursts.value().empty()) return false;
+  latest_ = socket;
+  const base::Duration offset = since_realtime();
+  for (const ReceivedBurst& burst : bursts.value()) {
+    const bool is_marked_ce = burst.ecn == base::Ecn::kCe;
+    const base::Duration age = waited(burst, now, offset);
+    for (size_t at = 0; at < burst.bytes.size(); at += burst.segment_bytes) {
+      const size_t length = std::min(burst.segment_bytes, burst.bytes.size() - at);
+      engine.handle_datagram(now, static_cast<uint8_t>(socket), is_marked_ce,
+                             burst.bytes.subspan(at, length), age);
+    }
+  }
+  return true;
 }
 
 Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {

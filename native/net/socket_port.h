@@ -21,7 +21,9 @@ class SocketPort {
  public:
   explicit SocketPort(std::vector<UdpSocket> sockets);
 
-  // Hands in what has arrived, at most one batch per socket. True when anything had.
+  // Hands in what has arrived, at most one batch per socket. True when anything had. The socket
+  // that brought something last is looked at each time, the others every kLookRoundInterval:
+  // whoever spins asks that often, and a peer's small messages keep to one path.
   base::Result<bool> receive(collective::Engine& engine, base::Instant now);
   // Sends all that the engine has. True when anything was sent.
   base::Result<bool> transmit(collective::Engine& engine, base::Instant now);
@@ -33,6 +35,9 @@ class SocketPort {
   const std::vector<UdpSocket>& sockets() const { return sockets_; }
 
  private:
+  // A few times what it takes to ask one socket in vain.
+  static constexpr base::Duration kLookRoundInterval = base::Duration::micros(4);
+
   // The rest of a burst.
   struct Unsent {
     uint8_t socket = 0;
@@ -41,6 +46,7 @@ class SocketPort {
     std::vector<uint8_t> bytes;
   };
 
+  base::Result<bool> receive_from(size_t socket, collective::Engine& engine, base::Instant now);
   base::Result<bool> finish_unsent();
   // Returns how many bytes are done with: sent, or lost on the way like on any network.
   base::Result<size_t> send(uint8_t socket, const base::SocketAddress& to, size_t segment_bytes,
@@ -49,6 +55,8 @@ class SocketPort {
   std::vector<UdpSocket> sockets_;  // indexed as in path ids
   ReceiveBuffers buffers_;          // shared by all sockets: stays in cache
   std::deque<Unsent> unsent_;       // at most one: transmit stops at the first
+  size_t latest_ = 0;               // socket that brought something last
+  base::Instant looked_round_at_ = base::Instant::from_nanos(-kLookRoundInterval.nanos());
 };
 
 }  // namespace securefabric::net
