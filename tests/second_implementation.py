@@ -159,6 +159,7 @@ SIGNATURE = struct.Struct("!BBBBIQ")
 DATA = struct.Struct("!BBHIQQQQQ")
 GRANT = struct.Struct("!BBIQQQQ")
 ACK = struct.Struct("!BBHQII")
+BITMAP_BYTES_MAX = 128
 ABORT = struct.Struct("!BBHQ")
 EPOCH = struct.Struct("!BI32s")
 
@@ -405,16 +406,18 @@ class Peer:
         _, _, path_id, largest, _, _ = fields
         numbers = self.acked.setdefault(path_id, set())
         numbers.add(largest)
-        for i in range(8 * len(bitmap)):
+        bitmap = bitmap.ljust(BITMAP_BYTES_MAX, b"\xff")
+        for i in range(min(8 * BITMAP_BYTES_MAX, largest)):
             if bitmap[i // 8] >> (i % 8) & 1:
                 numbers.add(largest - 1 - i)
 
     def ack(self, direction: Direction) -> bytes:
         largest = max(direction.arrived)
-        bitmap = bytearray(16)
+        bitmap = bytearray(BITMAP_BYTES_MAX)
         for i in range(8 * len(bitmap)):
-            if largest - 1 - i in direction.arrived:
+            if i >= largest or largest - 1 - i in direction.arrived:
                 bitmap[i // 8] |= 1 << (i % 8)
+        bitmap = bitmap.rstrip(b"\xff")
         fields = ACK.pack(2, len(bitmap), direction.path_id, largest, 0, 0)
         return fields + bytes(bitmap)
 

@@ -25,17 +25,25 @@ void AckTracker::on_packet(const Arrival& arrival, Instant now) {
   deadline_ = base::earlier(deadline_, at_once ? now : now + kAckDelayMax);
 }
 
-// What arrived below the largest, as far as an ack reaches, 64 numbers at a time.
+// What arrived below the largest, as far as an ack reaches, 64 numbers at a time. Numbers below 0
+// count as arrived. Bytes beyond the last one that misses something are left out.
 void AckTracker::fill_bitmap(const crypto::ReplayWindow& window,
                              std::vector<uint8_t>& bitmap) const {
-  const uint64_t bytes = std::min<uint64_t>((largest_ + 7) / 8, wire::AckFrame::kBitmapBytesMax);
-  bitmap.assign(bytes, 0);
-  for (uint64_t done = 0; done < bytes && done * 8 < largest_; done += 8) {
-    const uint64_t word = window.contained_below(largest_ - done * 8);
-    for (uint64_t i = 0; i < std::min<uint64_t>(8, bytes - done); ++i) {
-      bitmap[done + i] = static_cast<uint8_t>(word >> (8 * i));
-    }
+  constexpr uint64_t kBytes = wire::AckFrame::kBitmapBytesMax;
+  bitmap.resize(kBytes);
+  size_t used = 0;
+  for (uint64_t done = 0; done < kBytes && done * 8 < largest_; done += 8) {
+    const base::PacketNumber below = largest_ - done * 8;
+    uint64_t word = window.contained_below(below);
+    if (below < 64) word |= ~uint64_t{0} << below;
+    if (word == ~uint64_t{0}) continue;
+    for (uint64_t i = 0; i < 8; ++i) bitmap[done + i] = static_cast<uint8_t>(word >> (8 * i));
+    std::fill(bitmap.begin() + static_cast<ptrdiff_t>(used),
+              bitmap.begin() + static_cast<ptrdiff_t>(done), 0xFF);
+    used = done + 8;
   }
+  while (used > 0 && bitmap[used - 1] == 0xFF) --used;
+  bitmap.resize(used);
 }
 
 wire::AckFrame AckTracker::make_ack(base::PathId path, const crypto::ReplayWindow& window,

@@ -3,7 +3,8 @@
 // An ack is sent at once when the sender's operation waits for it, when a gap appears or is filled,
 // or after a burst's worth of bytes; otherwise it rides on the next packet, or goes alone after
 // kAckDelayMax. Which packets arrived is read from the path's replay window, which already
-// remembers them; every ack reports as many as fit, for acks are lost and overtake each other.
+// remembers them; every ack reports as far back as it can, for acks are lost and overtake each
+// other.
 #pragma once
 
 #include <cstdint>

@@ -78,7 +78,8 @@ Connection::Turn Connection::pick_turn(Instant now) {
   if (SendingPath* path = pick_urgent_path(now)) return {path, false};
   if (state_ == ConnectionState::kOpen && has_payload()) {
     open_sending_paths(scheduler_.review(sending_, now), now);
-    if (SendingPath* path = scheduler_.pick(sending_, sends_, shared_.random, now)) return {path, true};
+    if (SendingPath* path = scheduler_.pick(sending_, sends_, shared_.random, now))
+      return {path, true};
   }
   return {pick_ack_path(now), false};
 }

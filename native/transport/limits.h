@@ -109,8 +109,12 @@ inline constexpr size_t kPathsOpenedFirst = 8;
 // Paths in use to a peer that has not needed more for kCalmPeriod.
 inline constexpr size_t kPathsWhenCalm = 4;
 inline constexpr base::Duration kCalmPeriod = base::Duration::seconds(1);
+// Delays that differ by less are the same: the noise of a host that is quiet.
+inline constexpr base::Duration kSameDelay = base::Duration::micros(50);
 // How often the set of paths in use is looked over.
 inline constexpr base::Duration kReviewInterval = base::Duration::millis(10);
+// How long half of the paths rest until the others' queues tell whether it helped.
+inline constexpr base::Duration kTrialPeriod = base::Duration::millis(30);
 
 // --- Credits against incast ----------------------------------------------------------------------
 // What a peer may have in flight to us before we have told it: a few bursts.

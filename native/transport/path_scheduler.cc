@@ -10,6 +10,22 @@ using base::Instant;
 
 namespace {
 
+bool is_used(const std::unique_ptr<SendingPath>& path) {
+  return path->is_in_use && path->is_active();
+}
+
+// Of the newest samples.
+Duration mean_queueing(PathScheduler::Paths paths) {
+  Duration sum;
+  int64_t used = 0;
+  for (const auto& path : paths) {
+    if (!is_used(path)) continue;
+    sum = sum + path->congestion.queueing_delay();
+    ++used;
+  }
+  return sum / std::max<int64_t>(used, 1);
+}
+
 bool can_carry(const SendingPath& path) {
   return path.is_in_use && path.is_active() && path.has_room();
 }
@@ -22,26 +38,39 @@ uint64_t cost(const SendingPath& path) {
   return delay_us * filled * 16 / path.congestion.window();
 }
 
-// What delays more would hold up the end of what is left to send. Paths that are being asked are
-// not counted on.
-Duration worthwhile_delay(PathScheduler::Paths paths, const SendQueue& sends) {
-  Duration fastest = Duration::forever();
-  Duration slowest;
+// Paths that are being asked are not counted on.
+bool is_counted_on(const SendingPath& path) {
+  return path.is_in_use && path.is_active() && path.probe_count == 0;
+}
+
+// Of the paths that are counted on; `least` is above `most` when there is none.
+struct Delays {
+  Duration least = Duration::forever();
+  Duration most;
+};
+
+Delays delays_of(PathScheduler::Paths paths) {
+  Delays delays;
   for (const auto& path : paths) {
-    if (!path->is_in_use || !path->is_active() || path->probe_count > 0) continue;
-    fastest = base::shorter(fastest, path->rtt.delay());
-    slowest = base::longer(slowest, path->rtt.delay());
+    if (!is_counted_on(*path)) continue;
+    delays.least = base::shorter(delays.least, path->rtt.delay());
+    delays.most = base::longer(delays.most, path->rtt.delay());
   }
-  if (slowest < fastest) return Duration::forever();  // there is none
-  const Duration alike = fastest * 2 + kQueueingDelayTarget;
-  if (slowest <= alike) return alike;
+  return delays;
+}
+
+// What delays more would hold up the end of what is left to send.
+Duration worthwhile_delay(PathScheduler::Paths paths, const Delays& delays,
+                          const SendQueue& sends) {
+  if (delays.most < delays.least) return Duration::forever();
+  const Duration alike = delays.least * 2 + kQueueingDelayTarget;
+  if (delays.most <= alike) return alike;
   uint64_t bytes_per_ms = 0;
   for (const auto& path : paths) {
-    if (!path->is_in_use || !path->is_active() || path->probe_count > 0) continue;
-    if (path->rtt.delay() > alike) continue;
+    if (!is_counted_on(*path) || path->rtt.delay() > alike) continue;
     bytes_per_ms += path->congestion.window() * 1000 / (path->rtt.delay().micros() + 1);
   }
-  const uint64_t enough = bytes_per_ms * (slowest.micros() + 1) / 1000;
+  const uint64_t enough = bytes_per_ms * (delays.most.micros() + 1) / 1000;
   const uint64_t us_left = sends.sendable_bytes(enough) * 1000 / bytes_per_ms;
   return base::longer(alike, Duration::micros(static_cast<int64_t>(us_left)));
 }
@@ -51,15 +80,24 @@ Duration worthwhile_delay(PathScheduler::Paths paths, const SendQueue& sends) {
 SendingPath* PathScheduler::pick(Paths paths, const SendQueue& sends, base::Random& random,
                                  Instant now) {
   if (is_blind_) return pick_blindly(paths);
-  const bool has_any = std::any_of(paths.begin(), paths.end(), [](const auto& path) {
-    return path->is_in_use && path->is_active();
-  });
-  if (!has_any) add(paths, paths.size());  // those in use have failed
-  const Duration delay_max = worthwhile_delay(paths, sends);
+  const Delays delays = delays_of(paths);
+  if (may_keep(delays.least, sends, now)) return last_;
+  if (std::none_of(paths.begin(), paths.end(), is_used))
+    add(paths, paths.size());  // those in use have failed
+  const Duration delay_max = worthwhile_delay(paths, delays, sends);
   SendingPath* picked = pick_measured(paths, delay_max, random, now, true);
   if (picked == nullptr) picked = pick_measured(paths, delay_max, random, now, false);
   was_limited_ = was_limited_ || picked == nullptr;
+  if (picked != nullptr) last_ = picked;
   return picked;
+}
+
+// For one packet, when there is not a queue of others there.
+bool PathScheduler::may_keep(Duration fastest, const SendQueue& sends, Instant now) const {
+  return last_ != nullptr && can_carry(*last_) && !last_->is_avoided(now) &&
+         last_->congestion.in_flight() <= kDatagramBytesMax &&
+         last_->rtt.delay() <= fastest + fastest / 4 + kSameDelay &&
+         sends.sendable_bytes(kDatagramBytesMax + 1) <= kDatagramBytesMax;
 }
 
 SendingPath* PathScheduler::pick_blindly(Paths paths) {
@@ -97,12 +135,13 @@ SendingPath* PathScheduler::pick_measured(Paths paths, Duration delay_max, base:
 size_t PathScheduler::review(Paths paths, Instant now) {
   if (is_blind_ || now < last_review_at_ + kReviewInterval) return 0;
   const Instant since = std::exchange(last_review_at_, now);
+  if (trial_.paths > 0) return now - trial_.began_at < kTrialPeriod ? 0 : end_trial(paths, now);
   size_t used = 0;
   size_t congested = 0;
   size_t clear = 0;  // neither congested nor near it: in one queue, all are of about one delay
   size_t at_floor = 0;
   for (const auto& path : paths) {
-    if (!path->is_in_use || !path->is_active()) continue;
+    if (!is_used(path)) continue;
     ++used;
     const bool is_congested = path->congested_at > since;
     const bool is_short = path->congestion.queueing_delay() <= path->congestion.target();
@@ -114,7 +153,9 @@ size_t PathScheduler::review(Paths paths, Instant now) {
   if (congested > 0 || was_limited) last_trouble_at_ = now;
   if (used == 0) return 0;
   if (clear == 0 && at_floor == used) {
-    keep(paths, std::max<size_t>(used / 2, 1));
+    if (used == 1 || now < next_trial_at_) return 0;
+    trial_ = {used, mean_queueing(paths), now};
+    keep(paths, used / 2);
   } else if (congested > 0 && clear > 0) {
     return add(paths, congested);
   } else if (was_limited && clear == used && used < kPathsOpenedFirst) {
@@ -123,6 +164,14 @@ size_t PathScheduler::review(Paths paths, Instant now) {
     keep(paths, kPathsWhenCalm);
   }
   return 0;
+}
+
+size_t PathScheduler::end_trial(Paths paths, Instant now) {
+  const Trial trial = std::exchange(trial_, Trial());
+  if (mean_queueing(paths) <= trial.queueing * 3 / 4) return 0;
+  next_trial_at_ = now + kCalmPeriod;
+  const auto used = std::count_if(paths.begin(), paths.end(), is_used);
+  return add(paths, trial.paths - std::min(trial.paths, static_cast<size_t>(used)));
 }
 
 size_t PathScheduler::add(Paths paths, size_t count) {
@@ -136,15 +185,11 @@ size_t PathScheduler::add(Paths paths, size_t count) {
 }
 
 void PathScheduler::keep(Paths paths, size_t count) {
-  const auto used = [&] {
-    return static_cast<size_t>(std::count_if(paths.begin(), paths.end(), [](const auto& path) {
-      return path->is_in_use && path->is_active();
-    }));
-  };
-  for (size_t left = used(); left > count; --left) {
+  auto used = static_cast<size_t>(std::count_if(paths.begin(), paths.end(), is_used));
+  for (; used > count; --used) {
     SendingPath* slowest = nullptr;
     for (const auto& path : paths) {
-      if (!path->is_in_use || !path->is_active()) continue;
+      if (!is_used(path)) continue;
       if (slowest == nullptr || path->rtt.delay() >= slowest->rtt.delay()) slowest = path.get();
     }
     slowest->is_in_use = false;

@@ -5,13 +5,14 @@
 // knowing all, and not every sender runs to the same best path. A path that has just met congestion
 // or loss is avoided for a round trip. A path much slower than others is left out while these would
 // be through with all that is left to send before it delivers once: the last packet of a message
-// counts (after ECF, Lim et al., CoNEXT 2017).
+// counts (after ECF, Lim et al., CoNEXT 2017). What fits one packet gains nothing from spraying: it
+// keeps to the path of the last choice while none is clearly faster, whose keys are in the caches.
 //
 // Set: several paths cost several windows. While nothing collides and the windows are not what
 // limits the sender, kPathsWhenCalm are used; when windows limit it and nothing is congested, more.
 // When some of the paths are congested and others are not, more are opened: other ports take other
-// routes. When all are congested with windows at their floor, they share a bottleneck, and half of
-// them are given up.
+// routes. When all are congested with windows at their floor, they may share a bottleneck: half of
+// them rest, and if that does not shorten the queues, each had its own, and they are taken back.
 #pragma once
 
 #include <memory>
@@ -38,18 +39,29 @@ class PathScheduler {
 
  private:
   SendingPath* pick_blindly(Paths paths);
+  bool may_keep(base::Duration fastest, const SendQueue& sends, base::Instant now) const;
   SendingPath* pick_measured(Paths paths, base::Duration delay_max, base::Random& random,
                              base::Instant now, bool is_strict);
   // Takes up to `count` unused paths into use; returns how many are missing.
   size_t add(Paths paths, size_t count);
   // Gives up the slowest until `count` are in use.
   void keep(Paths paths, size_t count);
+  // Half of the paths rest, to find out whether the others' queues get shorter.
+  struct Trial {
+    size_t paths = 0;         // in use before; 0: there is no trial
+    base::Duration queueing;  // mean of them before
+    base::Instant began_at;
+  };
+  size_t end_trial(Paths paths, base::Instant now);
 
   bool is_blind_;
   size_t next_ = 0;                // round robin
+  SendingPath* last_ = nullptr;    // the last choice; paths are never closed
   bool was_limited_ = false;       // since the last review, no path had room
   base::Instant last_review_at_;   // see kReviewInterval
   base::Instant last_trouble_at_;  // last review that saw congestion, or a sender limited by it
+  Trial trial_;                    // the one that is under way
+  base::Instant next_trial_at_;    // not before, since the last one failed
 };
 
 }  // namespace securefabric::transport

@@ -34,8 +34,9 @@ bool SentPackets::on_ack(const wire::AckFrame& ack, Instant now, Settled& out) {
   if (ack.largest >= next_number()) return false;
   // Oldest first, so that whoever reads `out.acked` sees the order of sending.
   const uint64_t unsettled = ack.largest - std::min(ack.largest, first_number_);
-  for (uint64_t i = std::min<uint64_t>(ack.bitmap.size() * 8, unsettled); i-- > 0;) {
-    const bool arrived = (ack.bitmap[i / 8] >> (i % 8) & 1) != 0;
+  constexpr uint64_t kReach = wire::AckFrame::kBitmapBytesMax * 8;
+  for (uint64_t i = std::min(kReach, unsettled); i-- > 0;) {
+    const bool arrived = i / 8 >= ack.bitmap.size() || (ack.bitmap[i / 8] >> (i % 8) & 1) != 0;
     if (arrived) acknowledge(ack.largest - 1 - i, out);
   }
   acknowledge(ack.largest, out);

@@ -80,6 +80,7 @@ struct AckFrame {
   uint32_t delay_us = 0;                          // between its arrival and this ack
   uint32_t ce_count = 0;                          // packets on this path marked CE, modulo 2^32
   // Bit i (least significant first) of byte j says that packet largest - 1 - (8 * j + i) arrived.
+  // What it leaves out below kBitmapBytesMax bytes has arrived.
   base::Bytes bitmap;
 };
 inline constexpr size_t kAckFrameBytes = 20;

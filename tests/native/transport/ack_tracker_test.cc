@@ -30,11 +30,12 @@ class AckTrackerTest : public testing::Test {
   std::set<PacketNumber> make_ack(Instant now = at(0)) {
     ack_ = tracker_.make_ack(base::PathId{3}, window_, now, bitmap_);
     std::set<PacketNumber> numbers{ack_.largest};
-    for (size_t i = 0; i < ack_.bitmap.size() * 8; ++i) {
-      const bool arrived = (ack_.bitmap[i / 8] >> (i % 8) & 1) != 0;
-      EXPECT_FALSE(arrived && i >= ack_.largest) << "a number below 0";
+    const size_t bits = std::min<size_t>(8 * wire::AckFrame::kBitmapBytesMax, ack_.largest);
+    for (size_t i = 0; i < bits; ++i) {
+      const bool arrived = i / 8 >= ack_.bitmap.size() || (ack_.bitmap[i / 8] >> (i % 8) & 1) != 0;
       if (arrived) numbers.insert(ack_.largest - 1 - i);
     }
+    EXPECT_TRUE(ack_.bitmap.empty() || ack_.bitmap.back() != 0xFF) << "it could be shorter";
     return numbers;
   }
   using Set = std::set<PacketNumber>;
@@ -144,6 +145,7 @@ TEST_F(AckTrackerTest, make_ack__reports_all_that_an_ack_can_hold) {
     const Set reported = make_ack();
     ASSERT_EQ(reported.size(), std::min<size_t>(next, kReach + 1));
     ASSERT_EQ(*reported.begin(), next - reported.size());
+    ASSERT_TRUE(ack_.bitmap.empty()) << "nothing is missing";
   }
 }
 

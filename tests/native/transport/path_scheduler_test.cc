@@ -18,6 +18,9 @@ Instant at(int64_t micros) {
 
 class PathSchedulerTest : public testing::Test {
  protected:
+  PathSchedulerTest() { post(kEagerMessageBytesMax); }
+
+  void post(size_t bytes) { sends_.post({{}, {}, base::Bytes(bytes_).first(bytes), token_++}); }
   // Active paths with these delays in microseconds.
   void open(const std::vector<int64_t>& delays) {
     for (const int64_t delay : delays) {
@@ -46,7 +49,9 @@ class PathSchedulerTest : public testing::Test {
   std::vector<std::unique_ptr<SendingPath>> paths_;
   base::Random random_{5};
   PathScheduler scheduler_{false};
-  SendQueue sends_;
+  const std::vector<uint8_t> bytes_ = std::vector<uint8_t>(kEagerMessageBytesMax);
+  uint64_t token_ = 0;  // of the next message
+  SendQueue sends_;     // more than one packet
 };
 
 TEST_F(PathSchedulerTest, pick__equal_paths_share) {
@@ -64,8 +69,7 @@ TEST_F(PathSchedulerTest, pick__a_slow_path_only_with_enough_to_send) {
   for (const size_t full : {0, 1}) paths_[full]->congestion.on_sent(kWindowInitial, at(0));
   EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr) << "the others are soon free";
   // They carry two windows in a round trip, and fifty round trips before the slow one delivers.
-  const std::vector<uint8_t> bytes(kEagerMessageBytesMax);
-  for (uint64_t token = 0; token < 60; ++token) sends_.post({{}, {}, bytes, token});
+  for (int i = 1; i < 60; ++i) post(kEagerMessageBytesMax);
   EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
   for (int64_t delay_us = 100; delay_us < 900; delay_us += 100) {
     for (int i = 0; i < 100; ++i) {
@@ -77,6 +81,7 @@ TEST_F(PathSchedulerTest, pick__a_slow_path_only_with_enough_to_send) {
   EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), paths_[2].get());
   for (const size_t full : {0, 1}) paths_[full]->congestion.on_discarded(kWindowInitial);
   sends_.clear();
+  post(kEagerMessageBytesMax);
   EXPECT_EQ(picks(100, at(0))[2], 0);
   for (const size_t asked : {0, 1}) paths_[asked]->probe_count = 1;
   EXPECT_EQ(picks(100, at(0))[2], 100) << "nobody counts on a path that is asked";
@@ -113,6 +118,27 @@ TEST_F(PathSchedulerTest, pick__those_that_stand_by_step_in) {
   EXPECT_EQ(picks(10, at(0)), (std::vector<int>{10, 0, 0}));
   paths_[0]->state = PathState::kSuspect;
   EXPECT_EQ(picks(10, at(0))[0], 0);
+}
+
+TEST_F(PathSchedulerTest, pick__a_packet_alone_keeps_to_its_path) {
+  open({100, 100, 100});
+  sends_.clear();
+  post(8);
+  SendingPath* const kept = scheduler_.pick(paths_, sends_, random_, at(0));
+  kept->congestion.on_sent(100, at(0));
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), kept);
+  }
+  // Not where data is queued, not where congestion was met, not where it takes longer.
+  kept->congestion.on_sent(kDatagramBytesMax, at(0));
+  SendingPath* const second = scheduler_.pick(paths_, sends_, random_, at(0));
+  EXPECT_NE(second, kept);
+  second->avoid(at(0));
+  SendingPath* const third = scheduler_.pick(paths_, sends_, random_, at(1));
+  EXPECT_NE(third, second);
+  EXPECT_NE(third, kept);
+  for (int i = 0; i < 50; ++i) third->rtt.on_sample(Duration::micros(200), Duration());
+  EXPECT_NE(scheduler_.pick(paths_, sends_, random_, at(500)), third);
 }
 
 TEST_F(PathSchedulerTest, pick__blind_is_round_robin) {
@@ -155,7 +181,7 @@ TEST_F(PathSchedulerTest, review__collisions_ask_for_other_routes) {
 
 TEST_F(PathSchedulerTest, review__one_bottleneck_for_all_needs_no_spraying) {
   open({100, 100, 100, 100});
-  for (int64_t ms = 10; ms < 60; ms += 10) {
+  for (int64_t ms = 10; ms < 100; ms += 10) {
     for (const auto& path : paths_) {
       path->congestion.on_persistent_loss();
       path->congested_at = at(ms * 1000);
@@ -163,6 +189,23 @@ TEST_F(PathSchedulerTest, review__one_bottleneck_for_all_needs_no_spraying) {
     scheduler_.review(paths_, at(ms * 1000));
   }
   EXPECT_EQ(used(), 1u);
+}
+
+TEST_F(PathSchedulerTest, review__slow_paths_with_a_queue_each_are_taken_back) {
+  open({100, 100, 100, 100});
+  size_t resting = 0;
+  for (int64_t ms = 10; ms < 1000; ms += 10) {
+    for (const auto& path : paths_) {
+      path->congestion.on_delay(Duration::micros(ms == 10 ? 100 : 2000), at(ms * 1000 - 2000),
+                                at(ms * 1000));
+      path->congestion.on_persistent_loss();
+      path->congested_at = at(ms * 1000);
+    }
+    scheduler_.review(paths_, at(ms * 1000));
+    resting += 4 - used();
+  }
+  EXPECT_EQ(used(), 4u);
+  EXPECT_EQ(resting, 3u * 2) << "two of them, for three reviews";
 }
 
 }  // namespace

@@ -22,19 +22,18 @@ Instant at(int64_t millis) {
   return Instant::from_nanos(millis * 1'000'000);
 }
 
-// An ack of exactly these numbers, with the bitmap it needs.
+// An ack of exactly these numbers.
 struct Ack {
   explicit Ack(std::vector<PacketNumber> numbers) {
     frame.largest = *std::max_element(numbers.begin(), numbers.end());
     for (const PacketNumber n : numbers) {
       if (n == frame.largest) continue;
       const uint64_t bit = frame.largest - 1 - n;
-      if (bitmap.size() <= bit / 8) bitmap.resize(bit / 8 + 1);
       bitmap[bit / 8] = static_cast<uint8_t>(bitmap[bit / 8] | 1u << (bit % 8));
     }
     frame.bitmap = bitmap;
   }
-  ByteVector bitmap;
+  ByteVector bitmap = ByteVector(wire::AckFrame::kBitmapBytesMax);
   wire::AckFrame frame;
 };
 
@@ -237,6 +236,17 @@ TEST_F(SentPacketsTest, on_sent__memory_of_the_lost_is_bounded) {
   settled_.clear();
   ASSERT_TRUE(packets_.on_ack(Ack({0}).frame, at(6), settled_));
   EXPECT_FALSE(settled_.has_progress());
+}
+
+TEST_F(SentPacketsTest, on_ack__what_the_bitmap_leaves_out_has_arrived) {
+  send_many(1200, at(0));
+  const ByteVector bitmap{0xFD};  // 1197 is missing
+  settled_.clear();
+  EXPECT_TRUE(packets_.on_ack({{}, 1199, 0, 0, bitmap}, at(1), settled_));
+  EXPECT_EQ(settled_.acked.size(), 1024u) << "one is missing of the largest and 1024 below";
+  EXPECT_EQ(settled_.acked.front().data->message_id, 1199u - 1024);
+  detect_lost(at(1000));
+  EXPECT_EQ(numbers(settled_.lost).size(), 1199u - 1024 + 1) << "what is below the reach, and 1197";
 }
 
 // The oracle keeps every packet in a map and follows the rule to the letter.
