@@ -72,14 +72,24 @@ def rendezvous(url: str, timeout: timedelta | None) -> Iterator[tuple[Store, int
 def master_address(communicator: Communicator) -> str:
     """Return an address of rank 0's host that all ranks can reach; all ranks must call this.
 
-    MASTER_ADDR on rank 0 wins. Loopback when all ranks share a host.
+    MASTER_ADDR on rank 0 wins. Loopback when all ranks share a host. Raises ConfigError on every
+    rank where rank 0 cannot look another host's name up.
     """
     hosts = communicator.allgather(socket.gethostname())
     others = [host for host in hosts if host != hosts[0]]
-    chosen = ""
+    outcome = ("", "")
     if communicator.rank == 0:
-        chosen = os.environ.get("MASTER_ADDR") or _address_towards(others)
-    return communicator.bcast(chosen)
+        try:
+            outcome = (os.environ.get("MASTER_ADDR") or _address_towards(others), "")
+        except OSError as error:  # the others wait for news
+            outcome = ("", f"cannot look up host {others[0]!r}: {error}")
+    chosen, failure = communicator.bcast(outcome)
+    if failure:
+        raise ConfigError(
+            f"rank 0 {failure}; set MASTER_ADDR on rank 0 to an address of its host that all "
+            "ranks can reach"
+        )
+    return str(chosen)
 
 
 def local_placement(communicator: Communicator) -> tuple[int, int]:

@@ -57,7 +57,17 @@ def test_master_address__several_hosts_ask_the_routing_table() -> None:
 
 
 def test_master_address__others_are_told() -> None:
-    assert _mpi.master_address(FakeCommunicator(1, 2, ["a", "b"], told="10.0.0.9")) == "10.0.0.9"
+    communicator = FakeCommunicator(1, 2, ["a", "b"], told=("10.0.0.9", ""))
+    assert _mpi.master_address(communicator) == "10.0.0.9"
+
+
+def test_master_address__unknown_host_is_an_error_of_all_ranks() -> None:
+    hosts = ["here", "no-such-host.invalid"]
+    first = FakeCommunicator(0, 2, hosts)
+    for communicator in (first, FakeCommunicator(1, 2, hosts, told=None)):
+        communicator.told = first.told
+        with pytest.raises(ConfigError, match=r"no-such-host\.invalid.*set MASTER_ADDR on rank 0"):
+            _mpi.master_address(communicator)
 
 
 def test_local_placement__counts_ranks_of_one_host() -> None:
