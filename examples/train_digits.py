@@ -139,7 +139,7 @@ def report(network: nn.Module, data: Digits, backend: str) -> None:
 
 def init_method() -> str:
     """Ask the launcher how ranks find each other; torchrun says it all in the environment."""
-    return "mpi://" if is_under_mpi() and "MASTER_ADDR" not in os.environ else "env://"
+    return "mpi://" if is_under_mpi() and "RANK" not in os.environ else "env://"
 
 
 def parse_arguments() -> argparse.Namespace:
