@@ -334,6 +334,20 @@ TEST(Endpoint, fail_peer__is_reported_and_final) {
   EXPECT_EQ(pair.events_of<PeerFailed>(0).size(), 1u);
 }
 
+TEST_F(EndpointTest, wipe__ends_all_links) {
+  const ByteVector datagram = capture();
+  pair_.answers_lookups = false;
+  Endpoint& endpoint = pair_.endpoint(0);
+  const uint64_t strangers = endpoint.drops().unknown_spi;
+  endpoint.wipe();
+  pair_.inject(1, 0, 0, datagram);
+  pair_.run_for(Duration::seconds(100));
+  EXPECT_EQ(endpoint.drops().unknown_spi, strangers + 1);
+  EXPECT_TRUE(endpoint.paths().empty());
+  EXPECT_TRUE(endpoint.is_drained());
+  EXPECT_TRUE(endpoint.poll_timeout().is_never());
+}
+
 TEST(Endpoint, poll_timeout__never_while_nothing_is_wanted) {
   EndpointPair pair;
   pair.turn();
