@@ -55,7 +55,9 @@ def reduce_until_stopped(rank: int, folder: str, numel: int) -> dict[str, Any]:
         check_all_reduce(rank, numel, rounds % 8)
         going = torch.tensor([0.0 if stages.is_open("stop") else 1.0])
         dist.all_reduce(going, op=dist.ReduceOp.MIN)
-        report = json.dumps({"rounds": rounds, **dataclasses.asdict(securefabric.stats())})
+        counted = dataclasses.asdict(securefabric.stats())
+        paths = [dataclasses.asdict(path) for path in securefabric.paths()]
+        report = json.dumps({"rounds": rounds, "paths": paths, **counted})
         fresh = Path(folder) / f"fresh.{rank}"
         fresh.write_text(report)
         fresh.rename(Path(folder) / f"report.{rank}")
@@ -76,7 +78,7 @@ class SteadyJob:
         try:
             counted: dict[str, Any] = json.loads((self._folder / f"report.{rank}").read_text())
         except FileNotFoundError:
-            return {"rounds": 0, "drops": {}}
+            return {"rounds": 0, "drops": {}, "paths": []}
         return counted
 
     def drops(self, rank: int) -> dict[str, int]:

@@ -73,7 +73,8 @@ def test_parse_advertised__refuses_anything_else(text: str) -> None:
 def test_advertised_addresses__by_interface(
     bound: list[str], options: dict[str, str], named: list[str]
 ) -> None:
-    assert advertised_addresses(bound, Options(**options)) == named  # type: ignore[arg-type]
+    chosen = Options(sockets_per_interface=2, **options)  # type: ignore[arg-type]
+    assert advertised_addresses(bound, chosen) == named
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,9 @@ def test_advertised_addresses__refuses_what_does_not_fit(
     bound: list[str], advertise: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError, match=hint):
-        advertised_addresses(bound, Options(advertise=advertise, ports="60-61"))
+        advertised_addresses(
+            bound, Options(advertise=advertise, ports="60-61", sockets_per_interface=2)
+        )
 
 
 def _ports_of_this_rank(_rank: int) -> list[int]:
@@ -106,7 +109,7 @@ def _ports_of_this_rank(_rank: int) -> list[int]:
 
 
 def test_ports__are_shared_by_the_ranks_of_a_host_and_may_run_out(key_file: str) -> None:
-    """Two ranks have four sockets; a range of one port is too small for one rank."""
+    """Two ranks have six sockets; a range of one port is too small for one rank."""
     first = 28_400
     outcomes = run_ranks(
         _ports_of_this_rank,
@@ -116,7 +119,7 @@ def test_ports__are_shared_by_the_ranks_of_a_host_and_may_run_out(key_file: str)
     )
     assert [outcome.error for outcome in outcomes] == [None, None], outcomes
     ports = [port for outcome in outcomes for port in outcome.value]
-    assert len(set(ports)) == 4
+    assert len(set(ports)) == 6
     assert all(first <= port < first + 100 for port in ports)
 
     outcomes = run_ranks(
