@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import SimpleNamespace
@@ -383,6 +384,26 @@ def all_to_all_with_own_parts_that_differ(world: World) -> None:
 
 
 # --- Works ---------------------------------------------------------------------------------------
+
+
+@CASES.case()
+def tensors_of_inference_mode(world: World) -> None:
+    """Whichever thread ends the work writes their results, also into copies of strided ones."""
+    n = world.size
+    with torch.inference_mode():
+        strided = [torch.arange(6.0).view(2, 3).t() for _ in range(3)]
+        polled: Any = dist.all_reduce(strided[0], async_op=True)
+        while not polled.is_completed():
+            time.sleep(0.001)
+        polled.wait()
+        future: Any = dist.all_reduce(strided[1], async_op=True)
+        future.get_future().wait()
+        sparse = torch.eye(3).to_sparse()
+        dist.all_reduce(sparse)
+        check_equal(sparse.to_dense(), torch.eye(3) * n, "sparse")
+    dist.all_reduce(strided[2])  # made inside, reduced outside
+    for tensor in strided:
+        check_equal(tensor, torch.arange(6.0).view(2, 3).t() * n, "strided")
 
 
 @CASES.case()

@@ -4,6 +4,8 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "torch/overwrite.h"
+
 namespace securefabric::torch_room {
 
 c10::Stream current_stream(at::Device device) {
@@ -39,11 +41,10 @@ void DeviceStage::download(const at::Tensor& host, const at::Tensor& tensor) {
 }
 
 void DeviceStage::upload(const at::Tensor& tensor, const at::Tensor& host) {
-  const at::NoGradGuard no_grad;
   const c10::StreamGuard on_side_stream(stream_);
   const c10::impl::VirtualGuardImpl guard(stream_.device_type());
   guard.recordDataPtrOnStream(tensor.storage().data_ptr(), stream_);
-  tensor.copy_(host, /*non_blocking=*/true);
+  overwrite(tensor, host, /*is_non_blocking=*/true);
   enqueued_.record(stream_);
 }
 

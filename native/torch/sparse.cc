@@ -7,6 +7,7 @@
 
 #include "net/clock.h"
 #include "torch/errors.h"
+#include "torch/overwrite.h"
 
 namespace securefabric::torch_room {
 
@@ -182,7 +183,7 @@ void SparseAllReduce::on_elements() {
   try {
     const at::NoGradGuard no_grad;
     const at::Tensor total = sum();
-    for (const at::Tensor& tensor : tensors_) tensor.copy_(total);
+    for (const at::Tensor& tensor : tensors_) overwrite(tensor, total);
   } catch (const std::exception&) {
     return fail(std::current_exception());
   }

@@ -2,6 +2,8 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include "torch/overwrite.h"
+
 namespace securefabric::torch_room {
 
 using collective::DataType;
@@ -183,7 +185,7 @@ void TensorTable::finish() const {
       if (stage_) {
         stage_->upload(target, result);
       } else {
-        target.copy_(result);
+        overwrite(target, result);
       }
     }
   }

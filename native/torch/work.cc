@@ -9,6 +9,7 @@
 #include "crypto/secret.h"
 #include "net/clock.h"
 #include "torch/errors.h"
+#include "torch/overwrite.h"
 
 namespace securefabric::torch_room {
 
@@ -227,10 +228,9 @@ void Work::complete() {
   if (error_) return end(make_exception(*error_), error_->code == ErrorCode::kTimeout);
   std::exception_ptr failure;
   try {
-    const at::NoGradGuard no_grad;
     const c10::OptionalStreamGuard guard(call_.copies_back.empty() ? std::nullopt
                                                                    : result_stream());
-    for (const CopyBack& copy : call_.copies_back) copy.to.copy_(copy.from);
+    for (const CopyBack& copy : call_.copies_back) overwrite(copy.to, copy.from);
   } catch (const std::exception&) {
     failure = std::current_exception();
   }
