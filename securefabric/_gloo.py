@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ._backend import create_backend
 from .errors import ConfigError
+from .options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,8 +45,11 @@ class _Request:
     global_ranks_in_group: list[int]
 
 
-# Name and global ranks of the group that torch's helper is making, which it does not tell Gloo.
-_being_made: ContextVar[tuple[str, list[int]] | None] = ContextVar("_being_made", default=None)
+# Name, global ranks and our options of the group that torch's helper is making, which it does not
+# tell Gloo.
+_being_made: ContextVar[tuple[str, list[int], Options | None] | None] = ContextVar(
+    "_being_made", default=None
+)
 
 
 class _StandsForGloo(type):
@@ -54,9 +58,13 @@ class _StandsForGloo(type):
     def __call__(
         cls, store: Store, rank: int, size: int, timeout: object = None, **_: object
     ) -> Backend:
-        group_name, global_ranks = _being_made.get() or (_NAME, _global_ranks(store, rank, size))
+        group_name, global_ranks, options = _being_made.get() or (
+            _NAME,
+            _global_ranks(store, rank, size),
+            None,
+        )
         request = _Request(store, rank, size, _duration(timeout), group_name, global_ranks)
-        return create_backend(request, None, presented_name=_NAME)
+        return create_backend(request, options, presented_name=_NAME)
 
     def __instancecheck__(cls, instance: object) -> bool:
         from ._C import Backend
@@ -79,7 +87,8 @@ def replace_gloo() -> None:
     """Make every "gloo" group of this process, from now on, an encrypted one.
 
     For programs that nobody wants to change: they go on saying "gloo", and so do ``get_backend()``
-    and the profiler. Settings come from the environment, and all ranks must do the same. Calling
+    and the profiler. Settings come from the environment, or from an ``Options`` as
+    ``pg_options``; all ranks must do the same. Calling
     it again changes nothing.
 
     Raises ConfigError when a Gloo group exists already: it would go on sending in the clear.
@@ -138,8 +147,10 @@ def wrap_group_making(prepare: Callable[[dict[str, Any]], Any]) -> None:
 
 @contextmanager
 def _name_group(arguments: dict[str, Any]) -> Iterator[None]:
-    group = str(arguments["group_name"]), list(arguments["global_ranks_in_group"])
-    token = _being_made.set(group)
+    given = arguments.get("backend_options")
+    options = given if isinstance(given, Options) else None  # Gloo's own mean nothing here
+    global_ranks = list(arguments["global_ranks_in_group"])
+    token = _being_made.set((str(arguments["group_name"]), global_ranks, options))
     try:
         yield
     finally:

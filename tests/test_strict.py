@@ -96,6 +96,17 @@ def test_replace_gloo__an_unchanged_program_is_encrypted(key_file: str) -> None:
     run(as_gloo, 2, key_file)
 
 
+def with_options(rank: int) -> None:
+    securefabric.replace_gloo()
+    options = securefabric.Options(key_file="/no/such/key")
+    with pytest.raises(ConfigError, match="/no/such/key"):
+        dist.init_process_group("gloo", pg_options=options)
+
+
+def test_replace_gloo__our_options_count(key_file: str) -> None:
+    run(with_options, 1, key_file)
+
+
 def too_late(rank: int) -> None:
     dist.init_process_group("gloo")
     with pytest.raises(ConfigError, match="a gloo group exists already and would go on"):
