@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from torch._C._distributed_c10d import Backend as _C10dBackend
+from torch._C._distributed_c10d import ErrorType
 from torch._C._distributed_c10d import Store as _C10dStore
 
 from .roster import PeerEntry
@@ -79,6 +80,7 @@ class Backend(_C10dBackend):
     ) -> None: ...
     @property
     def options(self) -> Options: ...
+    def get_error(self) -> ErrorType: ...
     def perform_nocolor_split(self, device: object) -> None: ...
 
 class StoreGate:

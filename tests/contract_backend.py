@@ -12,10 +12,12 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from contract_world import FLOATS, Cases, World, check_equal, refused
 from torch import Tensor
+from torch._C._distributed_c10d import ErrorType
 from torch.autograd.profiler import profile
 
 CASES = Cases()
@@ -381,6 +383,35 @@ def all_to_all_with_own_parts_that_differ(world: World) -> None:
         dist.all_to_all_single(torch.ones(n), torch.ones(n + 1), [1] * n, sent)
     with refused(*words):
         dist.all_to_all([torch.ones(1) for _ in sent], [torch.ones(size) for size in sent])
+
+
+@CASES.case()
+def outputs_that_overlap_themselves(world: World) -> None:
+    """Refused before anything is sent, so the group goes on."""
+    shared = torch.ones(1).expand(4)
+    for call in (
+        lambda: dist.all_reduce(shared),
+        lambda: dist.all_gather([shared] * world.size, torch.ones(4)),
+    ):
+        with refused("more than one element of the written-to tensor"):
+            call()
+    tensor = torch.ones(2)
+    dist.all_reduce(tensor)
+    check_equal(tensor, torch.full((2,), float(world.size)), "afterwards")
+
+
+@CASES.case()
+def error_state_of_a_group(world: World) -> None:
+    group: Any = dist.new_group()
+    backend = group._get_backend(CPU)
+    dist.all_reduce(torch.ones(1), group=group)
+    assert backend.get_error() == ErrorType.SUCCESS
+    dist.barrier()
+    backend.abort()
+    assert backend.get_error() == ErrorType.REMOTE_ERROR
+    with pytest.raises(dist.DistBackendError):
+        dist.all_reduce(torch.ones(1), group=group)
+    dist.barrier()  # other groups go on
 
 
 # --- Works ---------------------------------------------------------------------------------------

@@ -335,6 +335,7 @@ void bind_backend(py::module_& module) {
            py::kw_only(), py::arg("fabric"), py::arg("group_rank"), py::arg("group_size"),
            py::arg("group_name"), py::arg("group_key"), py::arg("global_ranks"), py::arg("options"))
       .def_property_readonly("options", &Backend::own_options)
+      .def("get_error", &Backend::getError, py::call_guard<py::gil_scoped_release>())
       // torch asks for it on ranks outside a new group, where NCCL's split involves them. Ours does
       // not.
       .def("perform_nocolor_split", [](Backend&, const py::object& /*device*/) {});

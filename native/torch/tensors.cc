@@ -1,5 +1,6 @@
 #include "torch/tensors.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/grad_mode.h>
 
 #include "torch/overwrite.h"
@@ -105,6 +106,7 @@ Region TensorTable::add_input(const at::Tensor& tensor) {
 }
 
 Region TensorTable::add_output(const at::Tensor& tensor) {
+  at::assert_no_internal_overlap(tensor);  // as of expand(): two results for one element
   if (is_usable(tensor)) return add(tensor, /*is_output=*/true);
   const Region region = add(room_for(tensor), /*is_output=*/true);
   entries_.back().targets = {tensor};
@@ -112,6 +114,7 @@ Region TensorTable::add_output(const at::Tensor& tensor) {
 }
 
 Region TensorTable::add_in_out(const at::Tensor& tensor) {
+  at::assert_no_internal_overlap(tensor);
   if (is_usable(tensor)) return add(tensor, /*is_output=*/true);
   const Region region = add(bring(tensor), /*is_output=*/true);
   entries_.back().targets = {tensor};
