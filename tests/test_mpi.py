@@ -119,9 +119,9 @@ def test_rendezvous__a_key_that_cannot_be_read_is_no_reason_for_plaintext(
 def test_rendezvous__a_store_that_cannot_open_is_an_error_on_all_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = (0, False, "Address already in use")
-    communicator = FakeCommunicator(1, 2, ["a", "a"], told=told)
-    monkeypatch.setattr(communicator, "bcast", lambda value, root=0: told if value else "127.0.0.1")
+    answers = iter([("127.0.0.1", ""), (0, False, "Address already in use")])
+    communicator = FakeCommunicator(1, 2, ["a", "a"])
+    monkeypatch.setattr(communicator, "bcast", lambda value, root=0: next(answers))
     monkeypatch.setattr(_mpi, "world", lambda: communicator)
     with pytest.raises(
         ConfigError, match=r"rank 0 could not open the store at 127\.0\.0\.1: Address"
