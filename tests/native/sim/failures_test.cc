@@ -2,6 +2,8 @@
 // time.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "sim/fleet.h"
 
 namespace securefabric::sim {
@@ -168,6 +170,39 @@ TEST(Failures, abort_reaches_a_rank_without_a_link_to_the_one_that_gave_up) {
   ASSERT_TRUE(fleet.run_until_done(operations, Duration::millis(100)));
   EXPECT_TRUE(failed_with(*operations[3], ErrorCode::kAborted, "gave up process group"));
   EXPECT_TRUE(failed_with(*operations[3], ErrorCode::kAborted, "the user pressed stop"));
+}
+
+// As processes do that end with the error: what one of them knew must come before its goodbye.
+TEST(Failures, ranks_that_fail_and_leave_at_once_still_tell_who_died__60_moments) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    ClusterOptions options = cluster_of(3 + static_cast<uint32_t>(seed % 3), seed);
+    options.death_timeout = Duration::seconds(2);
+    options.heartbeat = Duration::millis(300);
+    options.link.latency = Duration::millis(5);
+    options.link.rate_bits_per_second = 20'000'000;  // the rank dies in the midst of it
+    options.link.loss = seed % 2 == 0 ? 0.3 : 0.0;
+    Fleet fleet(options);
+    const auto victim = static_cast<uint32_t>(seed % options.ranks);
+    Operations operations = fleet.start_all(all_reduce_of(400'000));
+    operations.erase(operations.begin() + victim);
+    fleet.cluster.run_for(Duration::millis(20 + static_cast<int64_t>(seed)));
+    fleet.cluster.kill(victim);
+    const auto leave = [&] {
+      for (const auto& operation : operations) {
+        const uint32_t rank = operation->group().rank;
+        if (!operation->is_done || !fleet.cluster.is_alive(rank)) continue;
+        if (fleet.cluster.engine(rank).endpoint().is_drained()) fleet.cluster.leave(rank);
+      }
+      return std::ranges::none_of(operations, [](const auto& op) { return !op->is_done; });
+    };
+    ASSERT_TRUE(fleet.cluster.run_until(leave, fleet.cluster.now() + Duration::seconds(10)));
+    for (const auto& operation : operations) {
+      EXPECT_TRUE(
+          failed_with(*operation, ErrorCode::kPeerLost, "rank " + std::to_string(victim) + " ("));
+      EXPECT_TRUE(failed_with(*operation, ErrorCode::kPeerLost, "is lost"));
+    }
+  }
 }
 
 TEST(Failures, abort_unblocks_every_member) {
