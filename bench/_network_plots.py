@@ -133,6 +133,7 @@ def draw_timeline(data: Data, stem: Path) -> list[str]:
             axes.axvline(at, color="black", linestyle="--")
             axes.annotate(f"link {timeline['link']} {text}", (at, axes.get_ylim()[1]), va="top")
         axes.set_ylim(0, data["rate_mbit"] * data["links"] * 1.1)
+        axes.set_xlim(0, max(times))
         axes.set_title(NAMES[backend])
         _label(axes, "seconds", "Mbit/s arriving at host 2")
         lines += _outage_lines(backend, timeline, times, per_link)
