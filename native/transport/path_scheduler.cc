@@ -70,6 +70,7 @@ Duration worthwhile_delay(PathScheduler::Paths paths, const Delays& delays,
     if (!is_counted_on(*path) || path->rtt.delay() > alike) continue;
     bytes_per_ms += path->congestion.window() * 1000 / (path->rtt.delay().micros() + 1);
   }
+  bytes_per_ms = std::max<uint64_t>(bytes_per_ms, 1);  // small windows, delays of seconds
   const uint64_t enough = bytes_per_ms * (delays.most.micros() + 1) / 1000;
   const uint64_t us_left = sends.sendable_bytes(enough) * 1000 / bytes_per_ms;
   return base::longer(alike, Duration::micros(static_cast<int64_t>(us_left)));

@@ -87,6 +87,13 @@ TEST_F(PathSchedulerTest, pick__a_slow_path_only_with_enough_to_send) {
   EXPECT_EQ(picks(100, at(0))[2], 100) << "nobody counts on a path that is asked";
 }
 
+// Whoever holds packets back chooses the delays; the least windows then carry no byte in a ms.
+TEST_F(PathSchedulerTest, pick__delays_of_many_seconds) {
+  open({20'000'000, 90'000'000});
+  for (const auto& path : paths_) path->congestion.on_persistent_loss();
+  EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), paths_[0].get());
+}
+
 TEST_F(PathSchedulerTest, pick__the_emptier_of_two) {
   open({100, 100});
   paths_[0]->congestion.on_sent(kWindowInitial / 2, at(0));
