@@ -114,7 +114,7 @@ class ChaosProxy:
         self.counters: Counter[str] = Counter()
         """Datagrams by what happened to them; "strange" came from no socket of the job."""
         self.history: deque[Datagram] = deque(maxlen=HISTORY_DATAGRAMS)
-        """The newest datagrams as they were sent, oldest first."""
+        """The newest datagrams that nobody tampered with, as they were sent, oldest first."""
         self.tamper: Tamper | None = None
         """Called in the proxy's thread with each datagram before the weather; what it returns goes
         on in its place."""
@@ -278,9 +278,11 @@ class ChaosProxy:
             datagram = Datagram(source, destination, payload)
             if self._capture is not None:
                 self._capture.write(self._inside[source], self._inside[destination], payload)
-            self.history.append(datagram)
             tamper = self.tamper
-            for passed in tamper(datagram, self._random) if tamper else (datagram,):
+            going_on = tamper(datagram, self._random) if tamper else [datagram]
+            if datagram in going_on:
+                self.history.append(datagram)
+            for passed in going_on:
                 self._travel(passed)
 
     def _travel(self, datagram: Datagram) -> None:
