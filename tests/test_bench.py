@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import mpirun, run_job, torchrun
+from jobs import ROOT, mpirun, run_job, torchrun
 
 TINY = ["--iters", "2", "--warmup", "1"]
 COLUMNS = ["size", "count", "type", "redop", "root", "p50", "p99", "algbw", "busbw", "#wrong"]
@@ -80,3 +81,27 @@ def test_compare__starts_the_ranks_and_prints_ratios(tmp_path: Path) -> None:
         for rival in ("gloo", "mpi"):
             expected = rows["securefabric"]["p50_us"] / rows[rival]["p50_us"]
             assert ratios[rival] == pytest.approx(expected)
+
+
+def test_ablations__every_variant_is_exact_and_compared(tmp_path: Path) -> None:
+    if not (ROOT / "build/native/bench_all_reduce_null").exists():
+        pytest.skip("needs build/native, which `make native-test` builds")
+    report = tmp_path / "rows.json"
+    sizes = ["--ranks", "2", "--sizes", "8,1M", "--rounds", "1", "--seconds", "0.01"]
+    output = run_job([sys.executable, "bench/ablations.py", *sizes, "--json", str(report)])
+    rows = rows_of(report)
+    assert all(row["wrong"] == 0 and row["cpu_s_per_call"] >= 0 for row in rows)
+    assert {(row["variant"], row["against"], row["size_bytes"]) for row in rows} == {
+        (variant, against, size)
+        for variant, against in {
+            "null": "null",
+            "aegis-256x2": "null",
+            "aes-256-gcm": "null",
+            "one-path": "aegis-256x2",
+            "no-gso": "aegis-256x2",
+            "no-gro": "aegis-256x2",
+            "no-offload": "aegis-256x2",
+        }.items()
+        for size in (8, 2**20)
+    }
+    assert len(table_of(output)) == len(rows)

@@ -1,0 +1,357 @@
+// Times all_reduce among processes of this host, on the fabric alone: no Python, no PyTorch, no
+// store. Linked twice: as bench_all_reduce with the product's ciphers, and with null_cipher.cc in
+// their place as bench_all_reduce_null. bench/ablations.py runs both and compares.
+#include <getopt.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/check.h"
+#include "collective/plan.h"
+#include "net/clock.h"
+#include "net/entropy.h"
+#include "net/fabric.h"
+
+#ifndef SF_BENCH_PROVIDER
+#define SF_BENCH_PROVIDER ""  // what the provider must be called; empty: anything but "null"
+#endif
+
+namespace securefabric::bench {
+namespace {
+
+using base::Duration;
+using base::Instant;
+using base::Rank;
+
+constexpr uint32_t kRanksMax = 16;
+constexpr size_t kAddressesMax = 16;
+constexpr size_t kCallsMax = 20'000;
+constexpr size_t kCallsMin = 10;
+constexpr size_t kWarmupCalls = 5;
+constexpr Duration kPatience = Duration::seconds(60);
+
+struct Settings {
+  crypto::Suite suite = crypto::Suite::kAegis256x2;
+  uint32_t ranks = 2;
+  std::vector<uint64_t> sizes;  // bytes, multiples of 4
+  double seconds = 0.5;         // of timing, per size
+  size_t paths = net::FabricConfig().paths_per_peer;
+  bool use_gso = true;
+  bool use_gro = true;
+};
+
+// What a rank tells the others and its parent, in memory that all of them share. A rank writes
+// only its own.
+struct RankPage {
+  std::atomic<bool> is_published;
+  base::BootId boot_id;
+  std::array<uint8_t, 32> public_key;
+  base::Spi spi_base;
+  std::array<base::SocketAddress, kAddressesMax> addresses;
+  size_t address_count;
+  size_t datagram_bytes_max;
+  uint64_t wrong;                         // elements of the checked call
+  uint64_t wrong_in_all;                  // the same over all sizes
+  double cpu_s;                           // of all timed calls
+  std::array<double, kCallsMax> time_us;  // of each timed call
+};
+struct SharedPages {
+  std::atomic<size_t> calls;  // to time, as rank 0 has found
+  std::array<RankPage, kRanksMax> ranks;
+};
+
+[[noreturn]] void fail(const std::string& why) {
+  std::fprintf(stderr, "bench_all_reduce: %s\n", why.c_str());
+  std::_Exit(2);
+}
+
+template <typename T>
+T must(base::Result<T> result) {
+  if (!result) fail(result.error().message);
+  return std::move(result).value();
+}
+
+double cpu_seconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+class RankProcess {
+ public:
+  RankProcess(const Settings& settings, SharedPages& pages, uint32_t rank,
+              base::MutableBytes job_secret)
+      : settings_(settings), pages_(pages), rank_(rank) {
+    net::FabricConfig config;
+    config.rank = Rank{rank};
+    config.world_size = config.local_world_size = settings.ranks;
+    config.addresses = {"127.0.0.1"};
+    config.paths_per_peer = settings.paths;
+    config.use_gso = settings.use_gso;
+    config.use_gro = settings.use_gro;
+    fabric_ = must(
+        net::Fabric::make(config, settings.suite, crypto::SecretBuffer::copy_and_wipe(job_secret),
+                          [this](const std::string&, Rank peer) { return look_up(peer); }));
+    publish();
+    std::vector<Rank> members;
+    for (uint32_t i = 0; i < settings.ranks; ++i) members.push_back(Rank{i});
+    group_ = must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true));
+  }
+
+  // Leaves the times in this rank's page.
+  void measure(uint64_t size_bytes) {
+    std::vector<float> values(size_bytes / sizeof(float), static_cast<float>(rank_ + 1));
+    RankPage& own = pages_.ranks[rank_];
+    all_reduce(values);
+    const auto sum = static_cast<float>(settings_.ranks * (settings_.ranks + 1) / 2);
+    own.wrong = static_cast<uint64_t>(
+        std::count_if(values.begin(), values.end(), [sum](float value) { return value != sum; }));
+    own.wrong_in_all += own.wrong;
+    std::fill(values.begin(), values.end(), 0.0F);
+
+    const Instant warmup = net::now();
+    for (size_t i = 0; i < kWarmupCalls; ++i) all_reduce(values);
+    if (rank_ == 0) {
+      const double each_s = (net::now() - warmup).seconds() / kWarmupCalls;
+      pages_.calls =
+          std::clamp(static_cast<size_t>(settings_.seconds / each_s), kCallsMin, kCallsMax);
+    }
+    barrier();
+    const size_t calls = pages_.calls;
+    const double cpu_before = cpu_seconds();
+    for (size_t i = 0; i < calls; ++i) {
+      const Instant before = net::now();
+      all_reduce(values);
+      own.time_us[i] = (net::now() - before).seconds() * 1e6;
+    }
+    own.cpu_s = cpu_seconds() - cpu_before;
+    barrier();
+  }
+
+  void end() { fabric_->shutdown(); }
+
+ private:
+  void publish() {
+    RankPage& own = pages_.ranks[rank_];
+    own.boot_id = fabric_->boot_id();
+    own.public_key = fabric_->public_key();
+    own.spi_base = fabric_->spi_base();
+    own.address_count = fabric_->addresses().size();
+    SF_CHECK(own.address_count <= kAddressesMax);
+    std::copy(fabric_->addresses().begin(), fabric_->addresses().end(), own.addresses.begin());
+    own.datagram_bytes_max = fabric_->datagram_bytes_max();
+    const auto entry = entry_of(rank_);
+    if (const base::Status status = fabric_->set_entry(entry); !status) {
+      fail(status.error().message);
+    }
+    own.is_published = true;
+  }
+
+  static std::array<uint8_t, 1> entry_of(uint32_t rank) { return {static_cast<uint8_t>(rank)}; }
+
+  base::Result<std::optional<transport::PeerDescription>> look_up(Rank peer) const {
+    const RankPage& page = pages_.ranks[peer.value];
+    if (!page.is_published) return std::optional<transport::PeerDescription>();
+    transport::PeerDescription description;
+    description.rank = peer;
+    description.boot_id = page.boot_id;
+    description.public_key.assign(page.public_key.begin(), page.public_key.end());
+    description.spi_base = page.spi_base;
+    description.addresses.assign(page.addresses.begin(),
+                                 page.addresses.begin() + page.address_count);
+    description.datagram_bytes_max = page.datagram_bytes_max;
+    const auto entry = entry_of(peer.value);
+    description.entry.assign(entry.begin(), entry.end());
+    return std::optional(std::move(description));
+  }
+
+  void all_reduce(std::vector<float>& values) {
+    const uint64_t bytes = values.size() * sizeof(float);
+    collective::CollectiveRequest plan;
+    plan.kind = collective::OperationKind::kAllReduce;
+    plan.reduce_op = collective::ReduceOp::kSum;
+    plan.element_bytes = sizeof(float);
+    plan.inputs = plan.outputs = {collective::Region{0, 0, bytes}};
+    collective::OperationRequest request;
+    request.data_type = collective::DataType::kFloat32;
+    request.reduce_op = plan.reduce_op;
+    request.count = values.size();
+    request.buffers = {base::MutableBytes(reinterpret_cast<uint8_t*>(values.data()), bytes)};
+    run(std::move(plan), std::move(request));
+  }
+
+  void barrier() {
+    collective::CollectiveRequest plan;
+    plan.kind = collective::OperationKind::kBarrier;
+    run(std::move(plan), {});
+  }
+
+  void run(collective::CollectiveRequest plan, collective::OperationRequest request) {
+    plan.rank = group_->rank;
+    plan.size = group_->size();
+    plan.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
+    request.group = group_;
+    request.kind = plan.kind;
+    request.schedule = collective::plan(plan);
+    const auto operation = std::make_shared<collective::Operation>(std::move(request));
+    operation->is_synchronous = true;
+    if (const base::Status status = fabric_->driver().submit(operation); !status) {
+      fail(status.error().message);
+    }
+    if (!fabric_->driver().wait(operation, net::now() + kPatience)) fail("an operation hangs");
+    if (operation->error) fail(operation->error->message);
+  }
+
+  const Settings& settings_;
+  SharedPages& pages_;
+  const uint32_t rank_;
+  std::shared_ptr<net::Fabric> fabric_;
+  std::shared_ptr<collective::Group> group_;
+};
+
+void print_times(const Settings& settings, const SharedPages& pages, uint64_t size_bytes) {
+  double cpu_s = 0;
+  uint64_t wrong = 0;
+  std::printf("{\"size_bytes\": %llu, \"times_us\": [",
+              static_cast<unsigned long long>(size_bytes));
+  for (uint32_t rank = 0; rank < settings.ranks; ++rank) {
+    const RankPage& page = pages.ranks[rank];
+    cpu_s += page.cpu_s;
+    wrong += page.wrong;
+    for (size_t i = 0; i < pages.calls; ++i) {
+      std::printf("%s%.2f", i > 0 ? "," : (rank > 0 ? ",[" : "["), page.time_us[i]);
+    }
+    std::printf("]");
+  }
+  std::printf("], \"cpu_s_per_call\": %.9f, \"wrong\": %llu}\n",
+              cpu_s / static_cast<double>(pages.calls), static_cast<unsigned long long>(wrong));
+  std::fflush(stdout);
+}
+
+// The linker replaces the provider by its symbol, and would not say if that had changed its name.
+void check_provider(crypto::Suite suite) {
+  const std::string name = must(crypto::find_provider(suite))->name();
+  const std::string wanted = SF_BENCH_PROVIDER;
+  const bool is_right = wanted.empty() ? name != "null" : name == wanted;
+  if (!is_right) fail("built with the provider \"" + name + "\", which is not the one asked for");
+}
+
+void run_rank(const Settings& settings, SharedPages& pages, uint32_t rank,
+              base::MutableBytes job_secret) {
+  check_provider(settings.suite);  // not before the fork: a copy of ours would send nothing
+  RankProcess process(settings, pages, rank, job_secret);
+  for (const uint64_t size_bytes : settings.sizes) {
+    process.measure(size_bytes);
+    if (rank == 0) print_times(settings, pages, size_bytes);
+  }
+  process.end();
+}
+
+constexpr const char* kUsage =
+    "usage: bench_all_reduce --sizes BYTES,... [--suite NAME] [--ranks N] [--seconds S]\n"
+    "                        [--paths N] [--no-gso] [--no-gro]\n\n"
+    "Starts N ranks on this host and prints a line of JSON per size: the microseconds of each "
+    "call\n"
+    "on each rank, CPU seconds of all ranks per call, elements that were wrong.\n";
+
+// A number in [least, most], or the end of this program.
+uint64_t parse_number(const char* text, uint64_t least, uint64_t most) {
+  char* end = nullptr;
+  const unsigned long long value = std::strtoull(text, &end, 10);
+  if (*text == '\0' || *end != '\0' || value < least || value > most) {
+    fail(std::string(text) + " is no number between " + std::to_string(least) + " and " +
+         std::to_string(most));
+  }
+  return value;
+}
+
+Settings parse_arguments(int argc, char** argv) {
+  enum Option { kSizes = 1, kSuite, kRanks, kSeconds, kPaths, kNoGso, kNoGro, kHelp };
+  const option options[] = {{"sizes", required_argument, nullptr, kSizes},
+                            {"suite", required_argument, nullptr, kSuite},
+                            {"ranks", required_argument, nullptr, kRanks},
+                            {"seconds", required_argument, nullptr, kSeconds},
+                            {"paths", required_argument, nullptr, kPaths},
+                            {"no-gso", no_argument, nullptr, kNoGso},
+                            {"no-gro", no_argument, nullptr, kNoGro},
+                            {"help", no_argument, nullptr, kHelp},
+                            {}};
+  Settings settings;
+  for (int chosen = 0; (chosen = getopt_long(argc, argv, "", options, nullptr)) != -1;) {
+    switch (chosen) {
+      case kSizes:
+        for (const char* part = std::strtok(optarg, ","); part != nullptr;
+             part = std::strtok(nullptr, ",")) {
+          const uint64_t size = parse_number(part, sizeof(float), uint64_t{1} << 32);
+          settings.sizes.push_back(size / sizeof(float) * sizeof(float));
+        }
+        break;
+      case kSuite: settings.suite = must(crypto::parse_suite(optarg)); break;
+      case kRanks:
+        settings.ranks = static_cast<uint32_t>(parse_number(optarg, 1, kRanksMax));
+        break;
+      case kSeconds: settings.seconds = std::atof(optarg); break;
+      case kPaths: settings.paths = parse_number(optarg, 1, 256); break;
+      case kNoGso: settings.use_gso = false; break;
+      case kNoGro: settings.use_gro = false; break;
+      case kHelp: std::printf("%s", kUsage); std::exit(0);
+      default: std::fprintf(stderr, "%s", kUsage); std::exit(2);
+    }
+  }
+  if (settings.sizes.empty() || optind != argc) {
+    std::fprintf(stderr, "%s", kUsage);
+    std::exit(2);
+  }
+  return settings;
+}
+
+int run(int argc, char** argv) {
+  const Settings settings = parse_arguments(argc, argv);
+  void* memory =
+      mmap(nullptr, sizeof(SharedPages), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) fail("no memory to share");
+  auto* pages = new (memory) SharedPages();
+  std::array<uint8_t, 32> secret{};
+  if (const base::Status status = net::fill_entropy(secret); !status) fail(status.error().message);
+  std::vector<pid_t> children;
+  for (uint32_t rank = 0; rank < settings.ranks; ++rank) {
+    const pid_t child = fork();
+    if (child == 0) {
+      run_rank(settings, *pages, rank, secret);
+      std::_Exit(0);
+    }
+    if (child < 0) fail("cannot start a process");
+    children.push_back(child);
+  }
+  bool all_well = true;
+  for (const pid_t child : children) {
+    int status = 0;
+    waitpid(child, &status, 0);
+    all_well = all_well && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  }
+  for (uint32_t rank = 0; rank < settings.ranks; ++rank) {
+    all_well = all_well && pages->ranks[rank].wrong_in_all == 0;
+  }
+  return all_well ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace securefabric::bench
+
+int main(int argc, char** argv) {
+  return securefabric::bench::run(argc, argv);
+}
