@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from rank_pool import Pools
 
-from securefabric.identity import write_key_file
-
 WORLD_SIZES = (1, 2, 3, 4, 5)
 MODULES = (
     "contract_reductions",
@@ -26,15 +24,6 @@ MODULES = (
     "contract_training",
 )
 CASE_TIMEOUT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    path = str(tmp_path_factory.mktemp("contract") / "job.key")
-    write_key_file(path)
-    pools = Pools(path)
-    yield pools
-    pools.close()
 
 
 def every_case() -> Iterator[Any]:

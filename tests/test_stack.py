@@ -12,20 +12,9 @@ from typing import Any
 import pytest
 from rank_pool import Pools
 
-from securefabric.identity import write_key_file
-
 WORLD_SIZES = (2, 4)
 MODULES = ("stack_data_parallel", "stack_sharded", "stack_pipeline")
 CASE_TIMEOUT_S = 150.0
-
-
-@pytest.fixture(scope="module")
-def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
-    path = str(tmp_path_factory.mktemp("stack") / "job.key")
-    write_key_file(path)
-    pools = Pools(path)
-    yield pools
-    pools.close()
 
 
 def every_case() -> Iterator[Any]:
