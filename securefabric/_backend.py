@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
+from ._board import refusals_told
 from ._fabric import fabric_for
 from .options import options_from
 
@@ -38,9 +39,10 @@ def create_backend(
     presented_name is what the group calls itself, in ``name()`` and in the profiler: the name of
     the backend that it stands in for.
     """
-    options = options_from(pg_options)
     rank, world_size = _place_in_world(request)
-    fabric = fabric_for(rank=rank, world_size=world_size, options=options, store=request.store)
+    with refusals_told(request.store, rank):
+        options = options_from(pg_options)
+        fabric = fabric_for(rank=rank, world_size=world_size, options=options, store=request.store)
     group_key = fabric.join_group(
         request.store,
         group_name=request.group_id,
@@ -72,4 +74,6 @@ def _place_in_world(request: BackendRequest) -> tuple[int, int]:
 
 
 def _as_timedelta(timeout: timedelta | float) -> timedelta:
-    return timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+    if isinstance(timeout, timedelta):
+        return timeout
+    return timedelta(seconds=min(timeout, timedelta.max.total_seconds() - 1))

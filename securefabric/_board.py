@@ -12,19 +12,21 @@ import dataclasses
 import os
 import secrets
 import threading
+import time
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
-from .errors import DuplicateRank, IdentityError, JoinTimeout, StoreUnavailable
+from .errors import ConfigError, DuplicateRank, IdentityError, JoinTimeout, StoreUnavailable
 from .hybrid import knock
 from .roster import PeerEntry, Roster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Board", "agree_on_group_key", "of_this_incarnation"]
+__all__ = ["Board", "agree_on_group_key", "of_this_incarnation", "refusals_told"]
 
 T = TypeVar("T")
 
@@ -33,7 +35,10 @@ _KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
+_REFUSAL: Final = "securefabric/refusal/{rank}"
 
+_REFUSAL_CHARACTERS_MAX: Final = 500
+_LOOK_S: Final = 1.0  # between two looks whether the first rank of a group has refused to join
 
 _counted: dict[str, str] = {}  # which of a rank's processes this one is, by key
 
@@ -74,14 +79,18 @@ class Board:
     def look_up(self, rank: int) -> PeerEntry | None:
         """Return the verified entry of a rank; None when it has published none yet.
 
-        Does not wait. Raises an IdentityError that says why an entry cannot be accepted, and
-        DuplicateRank when another process took this process's own place on the board.
+        Does not wait. Raises an IdentityError that says why an entry cannot be accepted,
+        DuplicateRank when another process took this process's own place on the board, and
+        ConfigError when the rank has told that it cannot join.
         """
         with self._lock:
             own = self._ask(lambda: self._entry_of(self._roster.own.rank))
             entry = self._ask(lambda: self._entry_of(rank))
+            refusal = self._ask(lambda: _refusal_of(self._store, rank)) if entry is None else None
         if own is not None:
             self._roster.check_not_replaced(own)
+        if refusal is not None:
+            raise ConfigError(refusal)
         if entry is None:
             return None
         peer = self._roster.verify(rank, entry)
@@ -172,8 +181,10 @@ def agree_on_group_key(
     Group names repeat after ``destroy_process_group``; frames of the former group may still be on
     their way and must not meet the new one. So the group's first rank draws a nonce, and the others
     wait for it. Each member counts its joins, in case the store outlives the group.
-    Raises JoinTimeout when the first rank does not come.
+    Raises JoinTimeout when the first rank does not come, ConfigError when it has told that it
+    cannot, and StoreUnavailable when the store has gone.
     """
+    until = time.monotonic() + join_timeout_s
     try:
         joins = store.add(_JOINS.format(rank=group_rank), 1)
     except RuntimeError as error:
@@ -181,15 +192,52 @@ def agree_on_group_key(
     key = _NONCE.format(joins=joins)
     if group_rank == 0:
         store.set(key, secrets.token_hex(8))
+    while True:
+        left_s = until - time.monotonic()
+        try:
+            store.wait([key], timedelta(seconds=max(0.001, min(left_s, _LOOK_S))))
+            return f"{group_name}:{store.get(key).decode('ascii', 'replace')[:16]}"
+        except RuntimeError as error:
+            cause = error
+        try:
+            refusal = _refusal_of(cast(_Client, store), global_ranks[0])
+        except RuntimeError as error:
+            raise _unavailable(error) from error
+        if refusal is not None:
+            raise ConfigError(refusal)
+        if left_s <= _LOOK_S:
+            raise JoinTimeout(
+                f"rank {global_ranks[0]} did not join group {group_name!r} within "
+                f"{join_timeout_s:g} s (this is rank {global_ranks[group_rank]}): it has not "
+                "called new_group or init_process_group, has failed, or cannot reach the store "
+                f"[{cause}]"
+            ) from cause
+
+
+@contextmanager
+def refusals_told(store: Store, rank: int) -> Iterator[None]:
+    """Tell the other ranks why this one cannot join, if a ConfigError comes out of here.
+
+    They would find out by the join timeout alone. Nothing proves that it is this rank who tells
+    it; whoever writes to the store could as well keep ranks apart.
+    """
     try:
-        store.wait([key], timedelta(seconds=join_timeout_s))
-    except RuntimeError as error:
-        raise JoinTimeout(
-            f"rank {global_ranks[0]} did not join group {group_name!r} within {join_timeout_s:g} s "
-            f"(this is rank {global_ranks[group_rank]}): it has not called new_group or "
-            f"init_process_group, has failed, or cannot reach the store [{error}]"
-        ) from error
-    return f"{group_name}:{store.get(key).decode('ascii', 'replace')[:16]}"
+        yield
+    except ConfigError as error:
+        with suppress(RuntimeError):
+            text = str(error).encode("ascii", "backslashreplace")
+            of_this_incarnation(store, rank).set(_REFUSAL.format(rank=rank), text.decode())
+        raise
+
+
+def _refusal_of(store: _Client, rank: int) -> str | None:
+    """Return what a rank has told that cannot join; None when it has told nothing."""
+    key = _REFUSAL.format(rank=rank)
+    if not store.check([key]):
+        return None
+    text = bytes(store.get(key))[:_REFUSAL_CHARACTERS_MAX].decode("ascii", "replace")
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return f"rank {rank} cannot join the job: {printable}"
 
 
 def _clone(store: Store) -> _Client:

@@ -25,7 +25,7 @@ from .identity import (
     suite_provider,
     warn_of_failed_providers,
 )
-from .options import Options
+from .options import Options, warn_of_unknown_settings
 from .roster import PROTOCOL_VERSION, EntryBody, PeerEntry, Roster, policy_digest
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ def fabric_for(
             return _current
         _current.shutdown()
         _current = None
+    warn_of_unknown_settings()
     _current = ProcessFabric(
         rank=rank,
         world_size=world_size,

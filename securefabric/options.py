@@ -8,8 +8,10 @@ No setting turns encryption off.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -18,7 +20,7 @@ from ._addresses import parse_advertised, parse_ports
 from .errors import ConfigError
 from .identity import SUITES
 
-__all__ = ["Options", "options_from"]
+__all__ = ["Options", "options_from", "warn_of_unknown_settings"]
 
 SPIN_POLICIES: Final = ("auto", "always", "never")
 GENERATION_BITS: Final = 22  # PROTOCOL.md §4
@@ -27,6 +29,8 @@ EPOCH_BYTES_MAX: Final = 1 << 60
 SOCKETS_MAX: Final = 64  # of one interface; a roster entry has room for 128 addresses
 PATHS_PER_PEER_MAX: Final = 256  # transport/limits.h, kPathsPerPeerMax
 JOB_ID_BYTES_MAX: Final = 64  # roster.py refuses longer ones
+_PREFIX: Final = "SECUREFABRIC_"
+_SETTINGS_ELSEWHERE: Final = {"SECUREFABRIC_STORE", "SECUREFABRIC_STRICT"}  # no fields of Options
 _SECONDS_MAX: Final = 24 * 3600.0
 _FLAGS: Final = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
 
@@ -194,6 +198,18 @@ class Options:
             if text:
                 return text if _is_job_id(text) else hashlib.sha256(text.encode()).hexdigest()
         return "default"
+
+
+def warn_of_unknown_settings() -> None:
+    """Warn of names in the environment that look like settings of ours and are none."""
+    twins = {str(field.metadata["twin"]) for field in dataclasses.fields(Options)}
+    known = {name.removeprefix(_PREFIX) for name in twins | _SETTINGS_ELSEWHERE}
+    for name in sorted(os.environ):
+        rest = name.removeprefix(_PREFIX)
+        if name != rest and rest not in known:
+            near = difflib.get_close_matches(rest, known, n=1)
+            hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
+            warnings.warn(f"{name} is no setting of securefabric{hint}", stacklevel=2)
 
 
 def options_from(pg_options: object) -> Options | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
-from ._fabric import current_fabric
-from .errors import SecureFabricError
+from ._fabric import ProcessFabric, current_fabric
+from .errors import ForkError, SecureFabricError
 
 __all__ = ["Stats", "stats", "summary"]
 
@@ -121,11 +121,9 @@ class PathStats:
 def stats() -> Stats:
     """Return the counters of this process's fabric, also after its groups were destroyed.
 
-    Raises SecureFabricError before the first group was made.
+    Raises SecureFabricError before the first group was made, and ForkError in a forked child.
     """
-    fabric = current_fabric()
-    if fabric is None:
-        raise _no_fabric()
+    fabric = _own_fabric()
     known = {name: getattr(fabric, name) for name in ("rank", "world_size", "suite", "provider")}
     counted: dict[str, object] = {**known, **fabric.native.stats()}
     return _stats_of(counted)
@@ -134,18 +132,21 @@ def stats() -> Stats:
 def paths() -> tuple[PathStats, ...]:
     """Return every path to every peer that this rank has a link with, as it is now.
 
-    Empty when the fabric has ended. Raises SecureFabricError before the first group was made.
+    Empty when the fabric has ended. Raises SecureFabricError before the first group was made, and
+    ForkError in a forked child.
     """
-    fabric = current_fabric()
-    if fabric is None:
-        raise _no_fabric()
+    fabric = _own_fabric()
     return tuple(PathStats(**path) for path in fabric.native.paths())  # type: ignore[arg-type]
 
 
-def _no_fabric() -> SecureFabricError:
-    return SecureFabricError(
-        "this process has no fabric yet: call init_process_group('securefabric') first"
-    )
+def _own_fabric() -> ProcessFabric:
+    fabric = current_fabric()
+    if fabric is None:
+        raise SecureFabricError(
+            "this process has no fabric yet: call init_process_group('securefabric') first"
+        )
+    fabric.check_not_forked()
+    return fabric
 
 
 def _stats_of(counted: Mapping[str, object]) -> Stats:
@@ -154,8 +155,15 @@ def _stats_of(counted: Mapping[str, object]) -> Stats:
 
 
 def summary(counted: Stats | None = None) -> str:
-    """Return a few lines that say what the fabric did; of now, unless counters are given."""
-    s = counted if counted is not None else stats()
+    """Return a few lines that say what the fabric did; of now, unless counters are given.
+
+    Empty in a forked child, which did nothing and may print what its parent has left to be printed
+    at exit.
+    """
+    try:
+        s = counted if counted is not None else stats()
+    except ForkError:
+        return ""
     dropped = {cause: count for cause, count in s.drops.items() if count}
     causes = f" ({', '.join(f'{cause} {count:,}' for cause, count in dropped.items())})"
     offloads = f"GSO {_on(s.gso)}, GRO {_on(s.gro)}"

@@ -9,8 +9,14 @@ from fakes import FakeCredential, make_body
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from securefabric import _board
-from securefabric._board import Board, agree_on_group_key, of_this_incarnation
-from securefabric.errors import AuthError, DuplicateRank, JoinTimeout, StoreUnavailable
+from securefabric._board import Board, agree_on_group_key, of_this_incarnation, refusals_told
+from securefabric.errors import (
+    AuthError,
+    ConfigError,
+    DuplicateRank,
+    JoinTimeout,
+    StoreUnavailable,
+)
 from securefabric.roster import Roster
 
 KEY = FakeCredential()
@@ -151,6 +157,74 @@ def test_agree_on_group_key__first_rank_may_come_later() -> None:
 def test_agree_on_group_key__a_first_rank_that_never_comes_is_named() -> None:
     with pytest.raises(JoinTimeout, match=r"rank 4 did not join group '0' within 0.1 s.*rank 6"):
         key_of(HashStore(), 1, timeout_s=0.1)
+
+
+class DyingStore(HashStore):
+    """Its server goes away while somebody waits."""
+
+    def wait(self, *_: object) -> None:
+        raise RuntimeError("connection reset by peer")
+
+    def check(self, keys: list[str]) -> bool:
+        raise RuntimeError("broken pipe")
+
+
+def test_agree_on_group_key__a_store_that_dies_meanwhile_is_named() -> None:
+    with pytest.raises(StoreUnavailable, match=r"rank 0, or the launcher.*broken pipe"):
+        key_of(DyingStore(), 1, timeout_s=60.0)
+
+
+# refusals_told
+
+
+def refuse(store: HashStore, rank: int, text: str) -> None:
+    with pytest.raises(ConfigError), refusals_told(store, rank):
+        raise ConfigError(text)
+
+
+def test_refusals_told__members_learn_who_cannot_join_and_why() -> None:
+    store = HashStore()
+    refuse(store, 1, "SECUREFABRIC_SPIN='fast' is not usable")
+    board = published(store, 0)
+    with pytest.raises(ConfigError, match=r"^rank 1 cannot join the job: SECUREFABRIC_SPIN='fast'"):
+        board.look_up(1)
+    assert board.look_up(2) is None
+    published(store, 1)  # tried again
+    assert board.look_up(1) is not None
+
+
+def test_refusals_told__who_waits_for_the_first_rank_does_not_wait_longer() -> None:
+    store = HashStore()
+    refuse(store, 4, "no such interface")
+    with pytest.raises(ConfigError, match=r"^rank 4 cannot join the job: no such interface$"):
+        key_of(store, 1, timeout_s=3600.0)
+
+
+def test_refusals_told__other_errors_are_not() -> None:
+    store = HashStore()
+    with pytest.raises(AuthError), refusals_told(store, 1):
+        raise AuthError("an entry was altered")
+    assert published(store, 0).look_up(1) is None
+
+
+def test_refusals_told__a_store_that_is_gone_changes_nothing() -> None:
+    class Gone(HashStore):
+        def set(self, *_: object) -> None:
+            raise RuntimeError("broken pipe")
+
+    refuse(Gone(), 1, "no such interface")
+
+
+def test_look_up__what_a_store_tells_of_others_is_bounded_and_printable() -> None:
+    store = HashStore()
+    store.set("securefabric/refusal/1", "\x1b[2J\nAll is well\r" + "é" + "x" * 5000)
+    board = published(store, 0)
+    with pytest.raises(ConfigError) as raised:
+        board.look_up(1)
+    text = str(raised.value)
+    assert text.isprintable()
+    assert "All is well" in text
+    assert len(text) < 600
 
 
 # of_this_incarnation

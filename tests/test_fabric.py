@@ -67,6 +67,22 @@ def test_create_backend__environment_names_the_key(
     make(FakeRequest(HashStore()), None)
 
 
+def test_create_backend__a_setting_that_is_none_is_warned_of(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_PATH_PER_PEER", "2")
+    with pytest.warns(UserWarning, match="did you mean SECUREFABRIC_PATHS_PER_PEER"):
+        make(FakeRequest(HashStore()), Options(key_file=key_file))
+
+
+@pytest.mark.parametrize("options", [{"no_such_option": 1}, None])
+def test_create_backend__tells_the_others_why_it_fails(options: object) -> None:
+    store = HashStore()
+    with pytest.raises(ConfigError) as raised:
+        create_backend(FakeRequest(store, group_rank=1, group_size=2), options)
+    assert store.get("securefabric/refusal/1").decode() == str(raised.value)
+
+
 def test_create_backend__without_a_key_nothing_starts() -> None:
     with pytest.raises(ConfigError, match=r"no job key.*securefabric keygen"):
         create_backend(FakeRequest(HashStore()), None)

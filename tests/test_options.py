@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 
 import pytest
 
 from securefabric.errors import ConfigError
-from securefabric.options import Options, options_from
+from securefabric.options import Options, options_from, warn_of_unknown_settings
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -176,3 +177,27 @@ def test_options_from__refuses_other_types(value: object) -> None:
 def test_options_from__names_unknown_settings() -> None:
     with pytest.raises(ConfigError, match=r"unknown settings: encrypt, pathes; known are"):
         options_from({"pathes": 2, "encrypt": False, "gso": True})
+
+
+# warn_of_unknown_settings
+
+
+def test_warn_of_unknown_settings__names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECUREFABRIC_KEYFILE", "/tmp/k")
+    with pytest.warns(UserWarning, match=r"SECUREFABRIC_KEYFILE.*did you mean SECUREFABRIC_KEY_FI"):
+        warn_of_unknown_settings()
+    monkeypatch.delenv("SECUREFABRIC_KEYFILE")
+    monkeypatch.setenv("SECUREFABRIC_QQQ", "1")
+    with pytest.warns(UserWarning, match=r"^SECUREFABRIC_QQQ is no setting of securefabric$"):
+        warn_of_unknown_settings()
+
+
+def test_warn_of_unknown_settings__all_that_there_are_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SECUREFABRIC_STORE", "SECUREFABRIC_STRICT", *map(twin_of, OTHER_VALUES)):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SECUREFABRICS", "somebody else's")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unknown_settings()

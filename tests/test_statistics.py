@@ -32,6 +32,7 @@ def use(monkeypatch: pytest.MonkeyPatch, native: dict[str, object]) -> None:
         suite=SUITE,
         provider="openssl",
         native=SimpleNamespace(stats=lambda: native),
+        check_not_forked=lambda: None,
     )
     monkeypatch.setattr(_fabric, "_current", fabric)
 
@@ -57,7 +58,9 @@ def test_paths__takes_what_the_core_tells(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(SecureFabricError, match="init_process_group"):
             paths()
     known = {name: position for position, name in enumerate(PATH_FIELDS)}
-    fabric = SimpleNamespace(native=SimpleNamespace(paths=lambda: [known, known]))
+    fabric = SimpleNamespace(
+        native=SimpleNamespace(paths=lambda: [known, known]), check_not_forked=lambda: None
+    )
     monkeypatch.setattr(_fabric, "_current", fabric)
     first, second = paths()
     assert first == second
