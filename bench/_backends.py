@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -60,6 +61,9 @@ class Backend(Protocol):
     def all_gather(self, value: T) -> list[T]:
         """Return all ranks' values; not timed."""
 
+    def cpu_s(self) -> float:
+        """Return the CPU time spent on this rank's behalf so far, by all its threads."""
+
 
 class Unsupported(Exception):
     """The backend does not have this combination of operation, type and reduce op."""
@@ -72,11 +76,12 @@ class TorchBackend:
         self.name = name
         self.rank = dist.get_rank()
         self.ranks = dist.get_world_size()
-        self._group = group
+        self.group = group
+        """None: the default one."""
 
     def bind(self, case: Case) -> Callable[[], object]:
         """Return what runs the case's operation once."""
-        group, source, target = self._group, case.input, case.output
+        group, source, target = self.group, case.input, case.output
         op = _TORCH_OPS[case.reduce_op]
         is_root = self.rank == ROOT
         calls: dict[str, Callable[[], object]] = {
@@ -102,8 +107,8 @@ class TorchBackend:
             target.copy_(source)
             return
         following, preceding = (self.rank + 1) % self.ranks, (self.rank - 1) % self.ranks
-        receive = dist.irecv(target, preceding, group=self._group)
-        send = dist.isend(source, following, group=self._group)
+        receive = dist.irecv(target, preceding, group=self.group)
+        send = dist.isend(source, following, group=self.group)
         assert receive is not None
         assert send is not None
         send.wait()
@@ -111,13 +116,17 @@ class TorchBackend:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(group=self._group)
+        dist.barrier(group=self.group)
 
     def all_gather(self, value: T) -> list[T]:
         """Return all ranks' values; not timed."""
         values: list[T] = [value] * self.ranks
-        dist.all_gather_object(values, value, group=self._group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of this process so far."""
+        return time.process_time()
 
 
 class MpiBackend:
@@ -171,6 +180,10 @@ class MpiBackend:
     def all_gather(self, value: T) -> list[T]:
         """Return all ranks' values; not timed."""
         return list(self._world.allgather(value))
+
+    def cpu_s(self) -> float:
+        """Return the CPU time of this process so far."""
+        return time.process_time()
 
     def describe(self) -> str:
         """Return which MPI this is, and over what it sends."""

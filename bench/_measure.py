@@ -8,15 +8,16 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import torch
-from _backends import Backend, MpiBackend
-from _operations import ROOT, Case
+from _backends import Backend, MpiBackend, Unsupported
+from _operations import ROOT, Case, Operation, make_case
 
 T = TypeVar("T")
 
@@ -34,6 +35,14 @@ class Effort:
     seconds: float = 0.5
 
 
+class Timed(Protocol):
+    """A row of any benchmark."""
+
+    @property
+    def p50_us(self) -> float:
+        """The median."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One measured case, in the columns of nccl-tests."""
@@ -48,6 +57,8 @@ class Row:
     iterations: int
     p50_us: float
     p99_us: float
+    cpu_s_per_call: float
+    """User and system time of all threads of all ranks together; the mean."""
     algbw_gb_s: float
     """10^9 bytes per second, at the median."""
     busbw_gb_s: float
@@ -64,6 +75,8 @@ class Timing:
     effort: Effort
     call: Callable[[], object] = field(init=False)
     times_s: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    """What this rank's CPUs did in these calls together."""
     wrong: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +91,7 @@ class Timing:
     def plan(self) -> int:
         """Warm up and return how many calls fit into the effort; the same on all ranks."""
         self.backend.barrier()
-        warmup = self._time_calls(self.effort.warmup)
+        warmup, _ = self._time_calls(self.effort.warmup)
         if self.effort.iterations:
             return self.effort.iterations
         typical = sorted(warmup)[len(warmup) // 2] if warmup else self.effort.seconds
@@ -88,7 +101,9 @@ class Timing:
     def run(self, iterations: int) -> None:
         """Time so many calls more."""
         self.backend.barrier()
-        self.times_s += self._time_calls(iterations)
+        times_s, cpu_s = self._time_calls(iterations)
+        self.times_s += times_s
+        self.cpu_s += cpu_s
 
     def result(self) -> Row:
         """Return the median and the 99th percentile of what was measured so far."""
@@ -106,6 +121,7 @@ class Timing:
             iterations=len(self.times_s),
             p50_us=p50 * 1e6,
             p99_us=p99 * 1e6,
+            cpu_s_per_call=sum(self._everyones(self.cpu_s)) / len(self.times_s),
             algbw_gb_s=algbw,
             busbw_gb_s=algbw * case.operation.bus_factor(case.ranks),
             wrong=self.wrong,
@@ -124,27 +140,94 @@ class Timing:
     def _everyones(self, value: T) -> list[T]:
         return self.backend.all_gather(value)
 
-    def _time_calls(self, count: int) -> list[float]:
-        """Time single calls, one after the other.
+    def _time_calls(self, count: int) -> tuple[list[float], float]:
+        """Time single calls, one after the other; also the CPU time of all of them together.
 
         Where there is a root, some ranks need not wait for others and would run ahead of them, so
-        all ranks meet before each call, which is not timed.
+        all ranks meet before each call, which counts in neither.
         """
         meet = self.backend.barrier if self.case.operation.has_root else None
-        times_ns = []
+        cpu_s = self.backend.cpu_s
+        times_ns, met_s, started_s = [], 0.0, cpu_s()
         was_collecting = gc.isenabled()
         gc.disable()
         try:
             for _ in range(count):
                 if meet is not None:
+                    met_s -= cpu_s()
                     meet()
+                    met_s += cpu_s()
                 before = time.perf_counter_ns()
                 self.call()
                 times_ns.append(time.perf_counter_ns() - before)
         finally:
             if was_collecting:
                 gc.enable()
-        return [time_ns / 1e9 for time_ns in times_ns]
+        return [time_ns / 1e9 for time_ns in times_ns], cpu_s() - started_s - met_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turns:
+    """How backends take turns with one case: A B C, A B C, ..."""
+
+    rounds: int = 5
+    seconds: float = 1.0
+    """Of timing, for each backend."""
+    iterations: int = 0
+    """Calls a turn; 0 means what `seconds` allow."""
+
+    def effort(self) -> Effort:
+        """Return what one turn takes."""
+        return Effort(seconds=self.seconds / self.rounds, iterations=self.iterations)
+
+
+def take_turns(
+    backends: Sequence[Backend],
+    operation: Operation,
+    size_bytes: int,
+    *,
+    dtype: torch.dtype,
+    reduce_op: str,
+    turns: Turns,
+) -> dict[str, Row]:
+    """Return a row of each backend that has this operation. All ranks must call this."""
+    timings = []
+    for backend in backends:
+        case = make_case(
+            operation,
+            size_bytes,
+            dtype=dtype,
+            reduce_op=reduce_op,
+            rank=backend.rank,
+            ranks=backend.ranks,
+        )
+        try:
+            timings.append(Timing(backend, case, turns.effort()))
+        except Unsupported as error:
+            say(backend, f"left out: {error}")
+    for timing in timings:
+        timing.check()
+    counts = [timing.plan() for timing in timings]
+    for _ in range(turns.rounds):
+        for timing, count in zip(timings, counts, strict=True):
+            timing.run(count)
+    for timing in timings:
+        timing.check()
+    return {timing.backend.name: timing.result() for timing in timings}
+
+
+def ratios(rows: Mapping[str, Timed], first: str) -> dict[str, float]:
+    """Return the first backend's median time over each other's."""
+    if first not in rows:
+        return {}
+    own = rows[first].p50_us
+    return {name: own / row.p50_us for name, row in rows.items() if name != first}
+
+
+def say(backend: Backend, text: str) -> None:
+    """Tell whoever waits for rank 0."""
+    if backend.rank == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def percentile(values: list[float], percent: float) -> float:
@@ -153,7 +236,7 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
-def describe_machine(backends: list[Backend]) -> dict[str, object]:
+def describe_machine(backends: Sequence[Backend]) -> dict[str, object]:
     """Return what a reader needs to know about where and with what the figures were taken."""
     facts: dict[str, object] = {
         "kernel": platform.release(),
@@ -181,7 +264,7 @@ def write_json(path: Path, document: dict[str, object]) -> None:
 
 
 def _as_dict(value: object) -> object:
-    if isinstance(value, Row):
+    if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{value!r} has no place in a report")
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 
-from _backends import NAMES, Backend, Unsupported, abort_if_mpi, join, leave
+from _backends import NAMES, Backend, Unsupported, join, leave
+from _launch import run_as_rank
 from _measure import Effort, Row, Timing, describe_machine, write_json
 from _operations import DTYPES, OPERATIONS, REDUCE_OPS, make_case, parse_size
 
@@ -137,13 +137,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    try:
-        return run(arguments)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        abort_if_mpi()
-        return 1
+    return run_as_rank(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -11,67 +11,25 @@ time. Only these ratios travel from one machine to another, not the times.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import subprocess
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 
-from _backends import NAMES, Backend, Unsupported, abort_if_mpi, is_launched, join, leave
-from _measure import Effort, Row, Timing, describe_machine, write_json
-from _operations import DTYPES, OPERATIONS, REDUCE_OPS, format_size, make_case, parse_size
+from _backends import NAMES, Backend, is_launched, join, leave
+from _launch import run_as_rank, start_ranks
+from _measure import Row, Turns, describe_machine, ratios, say, take_turns, write_json
+from _operations import DTYPES, OPERATIONS, REDUCE_OPS, format_size, parse_size
+from _tables import print_comparison, print_heading, print_means
 
-MPIRUN = Path(__file__).parent.parent / "tools" / "mpirun.sh"
 SIZES = "8,1K,4K,64K,256K,1M,16M,64M"
 
 
-def measure(
-    backends: list[Backend], name: str, size: int, arguments: argparse.Namespace
-) -> dict[str, Row]:
-    """Return a row per backend that has this operation."""
-    timings = []
-    for backend in backends:
-        case = make_case(
-            OPERATIONS[name],
-            size,
-            dtype=DTYPES[arguments.dtype],
-            reduce_op=arguments.redop,
-            rank=backend.rank,
-            ranks=backend.ranks,
-        )
-        effort = Effort(seconds=arguments.seconds / arguments.rounds, iterations=arguments.iters)
-        try:
-            timings.append(Timing(backend, case, effort))
-        except Unsupported as error:
-            say(backend, f"left out: {error}")
-    for timing in timings:
-        timing.check()
-    counts = [timing.plan() for timing in timings]
-    for _ in range(arguments.rounds):
-        for timing, count in zip(timings, counts, strict=True):
-            timing.run(count)
-    for timing in timings:
-        timing.check()
-    return {timing.backend.name: timing.result() for timing in timings}
-
-
-def run_as_rank(arguments: argparse.Namespace) -> int:
+def measure(arguments: argparse.Namespace) -> int:
     """Measure as one of the launched ranks; the first prints."""
     backends = join(arguments.backends)
     first = backends[0]
-    comparisons = []
-    for name in arguments.ops:
-        if first.rank == 0:
-            print_heading(name, backends)
-        for size in [0] if name == "barrier" else arguments.sizes:
-            say(first, f"{name} {format_size(size)} on {first.ranks} ranks ...")
-            comparisons.append(measure(backends, name, size, arguments))
-            if first.rank == 0:
-                print_comparison(comparisons[-1], [backend.name for backend in backends])
-        if first.rank == 0:
-            print_means(comparisons, name, [backend.name for backend in backends])
+    comparisons = [
+        rows for name in arguments.ops for rows in compare_sizes(backends, name, arguments)
+    ]
     document = {
         "ranks": first.ranks,
         "machine": describe_machine(backends),
@@ -83,64 +41,36 @@ def run_as_rank(arguments: argparse.Namespace) -> int:
     return 1 if any(row.wrong for rows in comparisons for row in rows.values()) else 0
 
 
-def ratios(rows: dict[str, Row], first: str) -> dict[str, float]:
-    """Return the first backend's median time over each other's."""
-    if first not in rows:
-        return {}
-    own = rows[first].p50_us
-    return {name: own / row.p50_us for name, row in rows.items() if name != first}
+def compare_sizes(
+    backends: list[Backend], operation: str, arguments: argparse.Namespace
+) -> list[dict[str, Row]]:
+    """Measure one operation and print its table."""
+    first, names = backends[0], [backend.name for backend in backends]
+    turns = Turns(rounds=arguments.rounds, seconds=arguments.seconds, iterations=arguments.iters)
+    comparisons = []
+    if first.rank == 0:
+        print_heading(operation, first.ranks, names)
+    for size in [0] if operation == "barrier" else arguments.sizes:
+        say(first, f"{operation} {format_size(size)} on {first.ranks} ranks ...")
+        rows = take_turns(
+            backends,
+            OPERATIONS[operation],
+            size,
+            dtype=DTYPES[arguments.dtype],
+            reduce_op=arguments.redop,
+            turns=turns,
+        )
+        comparisons.append(rows)
+        if first.rank == 0:
+            print_comparison(rows, names)
+    if first.rank == 0:
+        print_means(comparisons, names)
+    return comparisons
 
 
-def print_heading(name: str, backends: list[Backend]) -> None:
-    print(f"\n# {name}, {backends[0].ranks} ranks: p50 (p99) in us, then ratios of p50")
-    rivals = [backend.name for backend in backends[1:]]
-    cells = [f"{backend.name:>22}" for backend in backends]
-    cells += [f"{'vs ' + rival:>9}" for rival in rivals]
-    print(f"#{'size':>7}" + "".join(cells) + f"{'#wrong':>8}")
-
-
-def print_comparison(rows: dict[str, Row], names: list[str]) -> None:
-    sizes = [row.size_bytes for row in rows.values()]
-    cells = [f"{format_size(sizes[0]) if sizes else '-':>8}"]
-    for name in names:
-        row = rows.get(name)
-        cells.append(f"{f'{row.p50_us:.1f} ({row.p99_us:.1f})' if row else '-':>22}")
-    compared = ratios(rows, names[0])
-    for name in names[1:]:
-        cells.append(f"{f'{compared[name]:.2f}' if name in compared else '-':>9}")
-    cells.append(f"{sum(row.wrong for row in rows.values()):>8}")
-    print("".join(cells), flush=True)
-
-
-def print_means(comparisons: list[dict[str, Row]], name: str, names: list[str]) -> None:
-    of_operation = [
-        ratios(rows, names[0])
-        for rows in comparisons
-        if any(row.operation == name for row in rows.values())
-    ]
-    for rival in names[1:]:
-        logs = [math.log(compared[rival]) for compared in of_operation if rival in compared]
-        if logs:
-            mean = math.exp(sum(logs) / len(logs))
-            print(f"# {names[0]} / {rival}, geometric mean over the sizes: {mean:.2f}", flush=True)
-
-
-def say(backend: Backend, text: str) -> None:
-    if backend.rank == 0:
-        print(text, file=sys.stderr, flush=True)
-
-
-def run_as_parent(arguments: argparse.Namespace) -> int:
+def start(arguments: argparse.Namespace) -> int:
     """Start the ranks, once for each number of them, and gather what they wrote."""
-    documents, status = [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        for ranks in arguments.ranks:
-            report = Path(folder) / f"{ranks}.json"
-            command = [str(MPIRUN), "-n", str(ranks), sys.executable, __file__, *sys.argv[1:]]
-            ended = subprocess.run([*command, "--json", str(report)], check=False)
-            status = status or ended.returncode
-            if report.exists():
-                documents.append(json.loads(report.read_text()))
+    status, documents = start_ranks(__file__, arguments.ranks)
     if arguments.json is not None:
         write_json(arguments.json, {"runs": documents})
     return status
@@ -196,14 +126,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     if not is_launched():
-        return run_as_parent(arguments)
-    try:
-        return run_as_rank(arguments)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        abort_if_mpi()
-        return 1
+        return start(arguments)
+    return run_as_rank(lambda: measure(arguments))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jobs import ROOT, mpirun, run_job, torchrun
 
 TINY = ["--iters", "2", "--warmup", "1"]
 COLUMNS = ["size", "count", "type", "redop", "root", "p50", "p99", "algbw", "busbw", "#wrong"]
+IS_NATIVE_BUILT = (ROOT / "build/native/bench_all_reduce_null").exists()
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_environment")]
 
@@ -38,6 +39,7 @@ def test_collectives__prints_the_columns_of_nccl_tests(backend: str, tmp_path: P
         assert row["wrong"] == 0
         assert row["iterations"] == 2
         assert row["p99_us"] >= row["p50_us"] > 0
+        assert row["cpu_s_per_call"] > 0
         assert row["algbw_gb_s"] == pytest.approx(row["size_bytes"] / row["p50_us"] / 1e3)
 
 
@@ -78,13 +80,14 @@ def test_compare__starts_the_ranks_and_prints_ratios(tmp_path: Path) -> None:
         rows, ratios = comparison["rows"], comparison["ratios"]
         assert {row["wrong"] for row in rows.values()} == {0}
         assert {row["iterations"] for row in rows.values()} == {4}
+        assert min(row["cpu_s_per_call"] for row in rows.values()) > 0
         for rival in ("gloo", "mpi"):
             expected = rows["securefabric"]["p50_us"] / rows[rival]["p50_us"]
             assert ratios[rival] == pytest.approx(expected)
 
 
 def test_ablations__every_variant_is_exact_and_compared(tmp_path: Path) -> None:
-    if not (ROOT / "build/native/bench_all_reduce_null").exists():
+    if not IS_NATIVE_BUILT:
         pytest.skip("needs build/native, which `make native-test` builds")
     report = tmp_path / "rows.json"
     sizes = ["--ranks", "2", "--sizes", "8,1M", "--rounds", "1", "--seconds", "0.01"]
