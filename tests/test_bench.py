@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,25 @@ def test_ablations__every_variant_is_exact_and_compared(tmp_path: Path) -> None:
         for size in (8, 2**20)
     }
     assert len(table_of(output)) == len(rows)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Import a module of bench/ into this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return __import__
+
+
+def test_training__counts_losses_that_differ(bench: Callable[[str], Any]) -> None:
+    training = bench("training")
+
+    def row(name: str, losses: list[float]) -> Any:
+        times = {"p50_us": 1.0, "p99_us": 1.0, "cpu_s_per_step": 1.0}
+        return training.StepRow(backend=name, steps=3, losses=losses, **times)
+
+    rows = {
+        "securefabric": row("securefabric", [5.0, 4.0, 3.0, 2.0]),
+        "gloo": row("gloo", [5.0, 4.000001, 3.1, float("nan")]),
+        training.ALONE: row(training.ALONE, [9.0, 9.0, 9.0, 9.0]),
+    }
+    assert training.count_wrong(rows) == 2
