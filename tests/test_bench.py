@@ -131,3 +131,11 @@ def test_training__counts_losses_that_differ(bench: Callable[[str], Any]) -> Non
         training.ALONE: row(training.ALONE, [9.0, 9.0, 9.0, 9.0]),
     }
     assert training.count_wrong(rows) == 2
+
+
+def test_wireguard__says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    report = tmp_path / "wireguard.json"
+    output = run_job([sys.executable, "bench/wireguard.py", "--json", str(report)])
+    assert output.startswith("# not compared with WireGuard: ")
+    assert not report.exists()

@@ -83,6 +83,11 @@ missing_packages() {
     command -v apt-get >/dev/null; then
     { command -v ip && command -v tc; } >/dev/null || printf 'iproute2 '
     command -v nft >/dev/null || printf 'nftables '
+    # What bench/wireguard.py compares with; its tunnel needs a TUN device.
+    if [[ -c /dev/net/tun ]]; then
+      command -v wireguard-go >/dev/null || printf 'wireguard-go '
+      command -v wg >/dev/null || printf 'wireguard-tools '
+    fi
   fi
   if [[ "$GOAL" == fuzz ]]; then
     ls /usr/bin/clang++* >/dev/null 2>&1 || printf 'clang '
