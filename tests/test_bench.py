@@ -139,3 +139,29 @@ def test_wireguard__says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pa
     output = run_job([sys.executable, "bench/wireguard.py", "--json", str(report)])
     assert output.startswith("# not compared with WireGuard: ")
     assert not report.exists()
+
+
+def test_plots__draws_ablations(bench: Callable[[str], Any], tmp_path: Path) -> None:
+    plots = bench("plots")
+    times = {
+        "null": (100.0, "null"),
+        "aegis-256x2": (110.0, "null"),
+        "aes-256-gcm": (130.0, "null"),
+        "no-gso": (330.0, "aegis-256x2"),
+        "no-gro": (220.0, "not measured"),
+    }
+    rows = [
+        {"variant": variant, "against": against, "ranks": 2, "size_bytes": size}
+        | {"p50_us": time, "p99_us": 2 * time, "cpu_s_per_call": time**2}
+        for variant, (time, against) in times.items()
+        for size in (65536, 8)
+    ]
+    [cost, cpu, parts] = plots.ablation_panels(rows)
+    assert set(cost.lines) == set(cpu.lines) == {"aegis-256x2", "aes-256-gcm"}
+    assert cost.lines["aegis-256x2"] == [(8, pytest.approx(1.1)), (65536, pytest.approx(1.1))]
+    assert cpu.lines["aegis-256x2"] == [(8, pytest.approx(1.21)), (65536, pytest.approx(1.21))]
+    assert parts.lines == {"no-gso": [(8, pytest.approx(3.0)), (65536, pytest.approx(3.0))]}
+    document = {"machine": {"cores": 2}, "rows": rows}
+    (tmp_path / "ablations.json").write_text(json.dumps(document))
+    run_job([sys.executable, "bench/plots.py", str(tmp_path)])
+    assert (tmp_path / "ablations-2-ranks.png").stat().st_size > 20_000
