@@ -73,8 +73,10 @@ fuzz: setup-fuzz ## run each fuzz target for FUZZ_SECONDS (60)
 soak: setup ## simulate SOAK_SEEDS (1000) jobs in random weather, from seed SOAK_FIRST (1) on
 	$(PYTHON) -m securefabric.simulate soak --seed $(SOAK_FIRST) --seeds $(SOAK_SEEDS)
 
-bench: setup-bench ## compare with gloo and MPI on 2 and 4 ranks of this host
-	for ranks in 2 4; do tools/mpirun.sh -n $$ranks $(PYTHON) bench/compare.py || exit; done
+bench: setup-bench ## compare with gloo, MPI and WireGuard (root), train; JSON and plots in build/bench
+	$(NATIVE) -B build/native
+	$(CMAKE) --build build/native --target bench_all_reduce bench_all_reduce_null
+	$(PYTHON) bench/run.py $(BENCH_ARGS)
 
 bench-micro: setup-bench ## time seal, open, headers, range sets and reductions on one core
 	$(NATIVE) -B build/native

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from jobs import ROOT, mpirun, run_job, torchrun
+from testbed.namespaces import why_not
 
 TINY = ["--iters", "2", "--warmup", "1"]
 COLUMNS = ["size", "count", "type", "redop", "root", "p50", "p99", "algbw", "busbw", "#wrong"]
@@ -111,11 +112,75 @@ def test_ablations__every_variant_is_exact_and_compared(tmp_path: Path) -> None:
     assert len(table_of(output)) == len(rows)
 
 
+def runs_of(path: Path) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
+    return runs
+
+
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Import a module of bench/ into this process."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     return __import__
+
+
+@pytest.mark.timeout(600)
+def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_path: Path) -> None:
+    steps = ["compare", "training", "wireguard", "plots"]
+    if IS_NATIVE_BUILT:
+        steps.insert(3, "ablations")
+    command = [sys.executable, "bench/run.py", "--tiny", "--out", str(tmp_path)]
+    output = run_job([*command, "--only", ",".join(steps)], timeout_s=500.0)
+    assert f"==> JSON and figures are in {tmp_path}" in output
+    figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
+    expected = {"compare-all_reduce-2-ranks.png", "training.png"}
+    if IS_NATIVE_BUILT:
+        expected.add("ablations-2-ranks.png")
+    [compared] = runs_of(tmp_path / "compare.json")
+    assert len(compared["comparisons"]) == 2
+    [trained] = runs_of(tmp_path / "training.json")
+    check_training(trained)
+    reason = bench("_tunnel").why_no_tunnel() or why_not()
+    if reason:
+        assert f"# not compared with WireGuard: {reason}" in output
+        assert not (tmp_path / "wireguard.json").exists()
+    else:
+        [tunnelled] = runs_of(tmp_path / "wireguard.json")
+        check_wireguard(tunnelled)
+        expected.add("wireguard-all_reduce-2-ranks.png")
+    assert set(figures) == expected
+    assert min(figures.values()) > 20_000
+
+
+def check_training(run: dict[str, Any]) -> None:
+    rows = run["rows"]
+    assert set(rows) == {"securefabric", "gloo", "no communication"}
+    assert run["wrong_losses"] == 0
+    assert run["model"]["gradient_bytes"] == 4 * run["model"]["parameters"] > 0
+    for row in rows.values():
+        assert row["steps"] == 3
+        assert row["p99_us"] >= row["p50_us"] > 0
+        assert row["cpu_s_per_step"] > 0
+    losses = {name: row["losses"] for name, row in rows.items()}
+    assert losses["securefabric"] == pytest.approx(losses["gloo"], rel=1e-3)
+    assert losses["securefabric"][0] == losses["no communication"][0]
+    assert losses["securefabric"][1:] != losses["no communication"][1:]  # gradients were averaged
+    for rival, ratio in run["ratios"].items():
+        assert ratio == pytest.approx(rows["securefabric"]["p50_us"] / rows[rival]["p50_us"])
+
+
+def check_wireguard(run: dict[str, Any]) -> None:
+    assert run["machine"]["wireguard"].startswith("wireguard-go")
+    assert run["machine"]["tunnel_mtu"] < run["machine"]["link_mtu"]
+    sizes = []
+    for comparison in run["comparisons"]:
+        rows = comparison["rows"]
+        assert set(rows) == {"securefabric", "gloo", "gloo-wireguard"}
+        assert {row["wrong"] for row in rows.values()} == {0}
+        assert {row["iterations"] for row in rows.values()} == {4}
+        assert set(comparison["ratios"]) == {"gloo", "gloo-wireguard"}
+        sizes.append(rows["securefabric"]["size_bytes"])
+    assert sizes == [8, 65536]
 
 
 def test_training__counts_losses_that_differ(bench: Callable[[str], Any]) -> None:

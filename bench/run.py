@@ -1,0 +1,118 @@
+"""Run all benchmarks one after the other and draw what they measured: `make bench`.
+
+    python bench/run.py                                  # into build/bench
+    python bench/run.py --only training,plots            # some of them
+    python bench/run.py --tiny --out some/folder         # as small as possible, for tests
+
+Each prints its table and writes its figures as JSON into the folder; plots.py makes the PNGs. One
+that fails does not keep the others from running. Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+BENCH: Final = Path(__file__).resolve().parent
+OUT: Final = BENCH.parent / "build" / "bench"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One script, which writes FOLDER/name.json."""
+
+    name: str
+    what: str
+    tiny: str
+    """Options that make it take seconds."""
+
+    def command(self, folder: Path, *, is_tiny: bool) -> list[str]:
+        """Return what runs it."""
+        options = self.tiny.split() if is_tiny else []
+        report = folder / f"{self.name}.json"
+        return [sys.executable, str(BENCH / f"{self.name}.py"), *options, "--json", str(report)]
+
+
+STEPS: Final = (
+    Step(
+        name="compare",
+        what="collectives beside gloo and MPI, on 2 and 4 ranks of this host",
+        tiny="--ranks 2 --ops all_reduce --sizes 8,4K --rounds 2 --iters 2",
+    ),
+    Step(
+        name="training",
+        what="training steps beside gloo, on 2 and 4 ranks of this host",
+        tiny="--ranks 2 --steps 3 --warmup 1 --layers 1 --width 64 --context 8",
+    ),
+    Step(
+        name="wireguard",
+        what="all_reduce beside gloo inside WireGuard, between two hosts (needs root)",
+        tiny="--sizes 8,64K --rounds 2 --iters 2",
+    ),
+    Step(
+        name="ablations",
+        what="what encryption, offloads and paths cost, on the native core alone",
+        tiny="--ranks 2 --sizes 8,64K --rounds 1 --seconds 0.01",
+    ),
+)
+PLOTS: Final = "plots"
+NAMES: Final = (*(step.name for step in STEPS), PLOTS)
+
+
+def run(title: str, command: list[str]) -> bool:
+    """Run one command under a heading; says whether it went well."""
+    print(f"==> {title}", flush=True)
+    started = time.monotonic()
+    status = subprocess.run(command, check=False).returncode
+    ended = "done" if status == 0 else f"FAILED with status {status}"
+    print(f"    {ended} after {time.monotonic() - started:.0f} s", flush=True)
+    return status == 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=list(NAMES),
+        help=f"some, comma-separated ({','.join(NAMES)})",
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for JSON and PNGs")
+    parser.add_argument("--tiny", action="store_true", help="as small as possible, for tests")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.only if name not in NAMES]
+    if unknown:
+        parser.error(f"no {unknown[0]}; there are {', '.join(NAMES)}")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    folder: Path = arguments.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = [step for step in STEPS if step.name in arguments.only]
+    total, failed = len(chosen) + (PLOTS in arguments.only), []
+    for i, step in enumerate(chosen, start=1):
+        (folder / f"{step.name}.json").unlink(missing_ok=True)  # nobody shall draw an older run's
+        command = step.command(folder, is_tiny=arguments.tiny)
+        if not run(f"{i}/{total} {step.name}: {step.what}", command):
+            failed.append(step.name)
+    if PLOTS in arguments.only:
+        command = [sys.executable, str(BENCH / "plots.py"), str(folder)]
+        if not run(f"{total}/{total} {PLOTS}: figures of all that was measured", command):
+            failed.append(PLOTS)
+    print(f"==> JSON and figures are in {folder}", flush=True)
+    if failed:
+        print(f"    failed: {', '.join(failed)}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
