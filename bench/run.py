@@ -2,6 +2,7 @@
 
     python bench/run.py                                  # into build/bench
     python bench/run.py --only training,plots            # some of them
+    python bench/run.py --suite aegis-256x2 --out some/folder
     python bench/run.py --tiny --out some/folder         # as small as possible, for tests
 
 Each prints its table and writes its figures as JSON into the folder; plots.py makes the PNGs. One
@@ -11,12 +12,16 @@ that fails does not keep the others from running. Nothing else should run meanwh
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from securefabric.identity import SUITES, write_key_file
 
 BENCH: Final = Path(__file__).resolve().parent
 OUT: Final = BENCH.parent / "build" / "bench"
@@ -65,7 +70,7 @@ NAMES: Final = (*(step.name for step in STEPS), PLOTS)
 
 
 def run(title: str, command: list[str]) -> bool:
-    """Run one command under a heading; says whether it went well."""
+    """Run one command under a heading and say whether it went well."""
     print(f"==> {title}", flush=True)
     started = time.monotonic()
     status = subprocess.run(command, check=False).returncode
@@ -85,6 +90,11 @@ def parse_arguments() -> argparse.Namespace:
         help=f"some, comma-separated ({','.join(NAMES)})",
     )
     parser.add_argument("--out", type=Path, default=OUT, help="folder for JSON and PNGs")
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        help=f"cipher suite; without it that of SECUREFABRIC_KEY_FILE, or {SUITES[0]}",
+    )
     parser.add_argument("--tiny", action="store_true", help="as small as possible, for tests")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.only if name not in NAMES]
@@ -93,10 +103,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    folder: Path = arguments.out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+def run_all(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Run what was asked for, and return the names of what failed."""
     chosen = [step for step in STEPS if step.name in arguments.only]
     total, failed = len(chosen) + (PLOTS in arguments.only), []
     for i, step in enumerate(chosen, start=1):
@@ -108,6 +116,18 @@ def main() -> int:
         command = [sys.executable, str(BENCH / "plots.py"), str(folder)]
         if not run(f"{total}/{total} {PLOTS}: figures of all that was measured", command):
             failed.append(PLOTS)
+    return failed
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    folder: Path = arguments.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as secrets:
+        if arguments.suite is not None:
+            os.environ["SECUREFABRIC_KEY_FILE"] = f"{secrets}/job.key"
+            write_key_file(os.environ["SECUREFABRIC_KEY_FILE"], arguments.suite)
+        failed = run_all(arguments, folder)
     print(f"==> JSON and figures are in {folder}", flush=True)
     if failed:
         print(f"    failed: {', '.join(failed)}", flush=True)

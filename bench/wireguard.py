@@ -6,11 +6,13 @@ Two hosts, network namespaces (tests/testbed/namespaces.py), are joined by one u
 an MTU of 9,000. One rank on each runs all_reduce over securefabric, over gloo inside a tunnel
 between two wireguard-go, and over gloo in the clear; all three over that link, and in turns. CPU
 time includes that of wireguard-go. Where something is missing, it says so and measures nothing.
+Without SECUREFABRIC_KEY_FILE, it makes a job key for the run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +28,7 @@ from _wireguard_ranks import compare_all_reduce  # noqa: E402
 from ranks import run_ranks  # noqa: E402
 from testbed.namespaces import Bed, why_not  # noqa: E402
 
-from securefabric.identity import SUITES, write_key_file  # noqa: E402
+from securefabric.identity import write_key_file  # noqa: E402
 
 LINK_MTU = 9000
 RANKS_TIMEOUT_S = 3600.0
@@ -37,8 +39,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make the hosts and the tunnel, run the ranks, and return all figures."""
     turns = Turns(rounds=arguments.rounds, seconds=arguments.seconds, iterations=arguments.iters)
     with tempfile.TemporaryDirectory() as folder, Bed(2, 1, mtu=LINK_MTU) as bed:
-        key_file = f"{folder}/job.key"
-        write_key_file(key_file, arguments.suite)
+        key_file = os.environ.get("SECUREFABRIC_KEY_FILE", "")
+        if not key_file:
+            key_file = f"{folder}/job.key"
+            write_key_file(key_file)
         with Tunnel(bed) as tunnel:
             outcomes = run_ranks(
                 compare_all_reduce,
@@ -73,7 +77,6 @@ def parse_arguments() -> argparse.Namespace:
         default=SIZES,
         help="sizes (%(default)s)",
     )
-    parser.add_argument("--suite", choices=SUITES, default=SUITES[0], help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each backend (3)")
     parser.add_argument(
         "--iters", type=int, default=0, help="calls a turn; 0: what --seconds allow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from testbed.namespaces import why_not
 
 TINY = ["--iters", "2", "--warmup", "1"]
 COLUMNS = ["size", "count", "type", "redop", "root", "p50", "p99", "algbw", "busbw", "#wrong"]
+SUITE = "chacha20-poly1305"  # not the default, and it runs on any CPU
 IS_NATIVE_BUILT = (ROOT / "build/native/bench_all_reduce_null").exists()
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean_environment")]
@@ -129,7 +131,7 @@ def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_
     steps = ["compare", "training", "wireguard", "plots"]
     if IS_NATIVE_BUILT:
         steps.insert(3, "ablations")
-    command = [sys.executable, "bench/run.py", "--tiny", "--out", str(tmp_path)]
+    command = [sys.executable, "bench/run.py", "--tiny", "--suite", SUITE, "--out", str(tmp_path)]
     output = run_job([*command, "--only", ",".join(steps)], timeout_s=500.0)
     assert f"==> JSON and figures are in {tmp_path}" in output
     figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
@@ -138,6 +140,7 @@ def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_
         expected.add("ablations-2-ranks.png")
     [compared] = runs_of(tmp_path / "compare.json")
     assert len(compared["comparisons"]) == 2
+    assert compared["machine"]["suite"] == SUITE
     [trained] = runs_of(tmp_path / "training.json")
     check_training(trained)
     reason = bench("_tunnel").why_no_tunnel() or why_not()
@@ -152,9 +155,18 @@ def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_
     assert min(figures.values()) > 20_000
 
 
+def test_run__names_what_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no mpirun, nor a shell to look for it
+    command = [sys.executable, "bench/run.py", "--only", "compare", "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout.endswith("    failed: compare\n")
+
+
 def check_training(run: dict[str, Any]) -> None:
     rows = run["rows"]
     assert set(rows) == {"securefabric", "gloo", "no communication"}
+    assert run["machine"]["suite"] == SUITE
     assert run["wrong_losses"] == 0
     assert run["model"]["gradient_bytes"] == 4 * run["model"]["parameters"] > 0
     for row in rows.values():
@@ -171,6 +183,7 @@ def check_training(run: dict[str, Any]) -> None:
 
 def check_wireguard(run: dict[str, Any]) -> None:
     assert run["machine"]["wireguard"].startswith("wireguard-go")
+    assert run["machine"]["suite"] == SUITE
     assert run["machine"]["tunnel_mtu"] < run["machine"]["link_mtu"]
     sizes = []
     for comparison in run["comparisons"]:
