@@ -134,7 +134,12 @@ Result<JobKey> JobKey::parse(MutableBytes text) {
     return Error{ErrorCode::kConfig, "larger than " + std::to_string(kTextBytesMax) +
                                          " bytes, so this is no job key" + kFix};
   }
-  Lines lines({reinterpret_cast<const char*>(text.data()), text.size()});
+  const std::string_view all(reinterpret_cast<const char*>(text.data()), text.size());
+  if (all.find("\r\n") != std::string_view::npos) {
+    return Error{ErrorCode::kConfig,
+                 "its lines end as on Windows (CR LF); `sed -i 's/\\r$//' FILE` mends that"};
+  }
+  Lines lines(all);
   if (lines.next() != kMagic) return lines.error("expected `" + std::string(kMagic) + "`");
 
   const Result<std::string_view> id_text = take_field(lines, "id");

@@ -53,6 +53,15 @@ TEST(JobKey, parse__needs_no_newline_at_the_end) {
   EXPECT_TRUE(parse(text.substr(0, text.size() - 1)).ok());
 }
 
+TEST(JobKey, parse__names_the_fix_for_line_ends_of_windows) {
+  std::string text = key_file();
+  for (size_t at = 0; (at = text.find('\n', at)) != std::string::npos; at += 2) {
+    text.replace(at, 1, "\r\n");
+  }
+  EXPECT_EQ(message_of(text),
+            "its lines end as on Windows (CR LF); `sed -i 's/\\r$//' FILE` mends that");
+}
+
 TEST(JobKey, parse__names_length_and_fix_for_a_short_key) {
   const std::string message = message_of(key_file("0123456789abcdef", "aes-256-gcm", "00010203"));
   EXPECT_EQ(message,
@@ -78,15 +87,14 @@ TEST(JobKey, parse__names_line_and_field) {
 TEST(JobKey, parse__is_strict) {
   const std::string good = key_file();
   for (const std::string& text : {
-           " " + good,                                       // a space in front
-           key_file("0123456789ABCDEF"),                     // upper case
-           key_file("0123456789abcdef "),                    // a space behind
-           key_file("0123456789abcdeg"),                     // no digit
-           good + "key: " + kKeyHex + "\n",                  // a second key
-           good + "note: hello\n",                           // an unknown field
-           "securefabric-job-key v1\r\n" + good.substr(24),  // carriage return
-           good.substr(0, 60),                               // cut off
-           key_file() + std::string(1, '\0'),                // something after the key
+           " " + good,                         // a space in front
+           key_file("0123456789ABCDEF"),       // upper case
+           key_file("0123456789abcdef "),      // a space behind
+           key_file("0123456789abcdeg"),       // no digit
+           good + "key: " + kKeyHex + "\n",    // a second key
+           good + "note: hello\n",             // an unknown field
+           good.substr(0, 60),                 // cut off
+           key_file() + std::string(1, '\0'),  // something after the key
            key_file("0123456789abcdef", "aes-256-gcm", kKeyHex.substr(1) + "x"),
            "# " + std::string(JobKey::kTextBytesMax, 'x') + "\n" + good,  // too large
        }) {
