@@ -115,7 +115,8 @@ std::optional<Error> Engine::require_peers(const Operation& operation) {
     is_required[step.peer] = true;
     if (!has_lost_peers_ || (endpoint_.has_left(peer) && is_receive(step.kind))) continue;
     if (const auto error = endpoint_.peer_error(peer)) {
-      return Error{error->code, error->message + "; " + name_of(operation) + " needs it"};
+      return Error{error->code, error->message + "; " + name_of(operation) + " needs it" +
+                                    why_left(peer, *error)};
     }
   }
   return std::nullopt;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -114,7 +115,8 @@ class Engine final : private transport::ReceiveMatcher {
   bool is_alone(const Group& group) const;
   bool holds_message_for(const Operation& operation, uint32_t index) const;
   void fail_if_deserted(Operation& operation);
-  void fail_deserted(Operation& operation, const base::Error& error);
+  void fail_deserted(Operation& operation, base::Rank peer, const base::Error& error);
+  std::string why_left(base::Rank peer, const base::Error& departure) const;
   void inquire(Operation& operation);
   std::vector<uint32_t> silent_peers(const Operation& operation) const;
   void on_status(base::Rank peer, const wire::StatusFrame& status);

@@ -142,7 +142,7 @@ void Engine::on_peer_lost(Rank peer, const Error& error) {
   for (const auto& [id, operation] : active_) {
     if (is_deserted_by(*operation, peer)) affected.push_back(operation);
   }
-  for (const auto& operation : affected) fail_deserted(*operation, error);
+  for (const auto& operation : affected) fail_deserted(*operation, peer, error);
 }
 
 // The same for an operation that starts when peers are gone already.
@@ -151,14 +151,27 @@ void Engine::fail_if_deserted(Operation& operation) {
   for (const Rank peer : operation.group().ranks) {
     if (operation.is_done) return;
     const auto error = endpoint_.peer_error(peer);
-    if (error && is_deserted_by(operation, peer)) fail_deserted(operation, *error);
+    if (error && is_deserted_by(operation, peer)) fail_deserted(operation, peer, *error);
   }
 }
 
-void Engine::fail_deserted(Operation& operation, const Error& error) {
+void Engine::fail_deserted(Operation& operation, Rank peer, const Error& error) {
   fail(operation,
        Error{error.code, error.message + "; " + name_of(operation) + " was waiting for it for " +
-                             in_seconds(now_ - operation.started_at)});
+                             in_seconds(now_ - operation.started_at) + why_left(peer, error)});
+}
+
+// Of a rank that has left in good order, as one does whose program raised: what is known here is
+// the end of another group of both, whose members were told. The rest is in that rank's log.
+std::string Engine::why_left(Rank peer, const Error& departure) const {
+  if (!endpoint_.has_left(peer)) return "";
+  for (const auto& [id, state] : groups_) {
+    const std::optional<Error>& broken = state.group->broken;
+    if (!broken || !state.members.contains(peer)) continue;
+    if (broken->message.starts_with(departure.message)) continue;  // a consequence, no cause
+    return "; before, process group '" + state.group->name + "' had ended: " + broken->message;
+  }
+  return "; its own log says why";
 }
 
 std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {

@@ -99,7 +99,9 @@ std::string describe_parts(OperationKind kind, DataType type, ReduceOp op, uint3
                            uint64_t count) {
   std::string text = operation_kind_name(kind);
   if (kind == OperationKind::kBarrier) return text;
-  text += std::string("(") + data_type_name(type) + " x " + std::to_string(count);
+  text += std::string("(") + data_type_name(type);
+  // Ranks of an all_to_all have counts of their own, which are no part of the signature.
+  if (kind != OperationKind::kAllToAll) text += " x " + std::to_string(count);
   if (op != ReduceOp::kNone) text += std::string(", ") + reduce_op_name(op);
   const bool has_root = kind == OperationKind::kBroadcast || kind == OperationKind::kReduce ||
                         kind == OperationKind::kGather || kind == OperationKind::kScatter;

@@ -73,9 +73,40 @@ TEST(Leaving, operation_that_needs_the_departed_rank_fails_by_name) {
   fleet.cluster.leave(1);
   ASSERT_TRUE(fleet.run_until_done({running}, Duration::seconds(1)));
   EXPECT_TRUE(failed_with(*running, ErrorCode::kPeerLost, "rank 1 (10.0.0.1:4000) has left"));
+  EXPECT_TRUE(failed_with(*running, ErrorCode::kPeerLost, "; its own log says why"));
   const auto later = fleet.start(fleet.make_run(call_of(OperationKind::kBarrier, 0)), 2);
   ASSERT_TRUE(fleet.run_until_done({later}, Duration::seconds(1)));
   EXPECT_TRUE(failed_with(*later, ErrorCode::kPeerLost, "rank 1"));
+}
+
+// A rank's program raises because one group has failed, and leaves; another rank waits for it in
+// another group, which nobody has given up.
+TEST(Leaving, whoever_waits_in_another_group_hears_what_ended_the_first) {
+  Fleet fleet(cluster_of(3));
+  const auto pair = fleet.cluster.make_group("pair", {1, 2});
+  const auto other = fleet.cluster.make_group("other pair", {1, 2});
+  fleet.expect_works(call_of(OperationKind::kAllToAll, 10));
+  std::vector<uint8_t> never(10);
+  Operations waiting;
+  for (const auto& group : {pair[1], other[1]}) {
+    waiting.push_back(make_receive(group, 0, 3, never));
+    fleet.cluster.start(2, waiting.back());
+  }
+  const base::Error reason{ErrorCode::kMismatch, "ranks disagree about operation 7"};
+  fleet.cluster.engine(1).abort_group(*fleet.cluster.world(1), reason, fleet.cluster.now());
+  ASSERT_TRUE(fleet.run_until_drained(Duration::seconds(1)));
+  fleet.cluster.leave(1);
+  ASSERT_TRUE(fleet.run_until_done(waiting, Duration::seconds(1)));
+  for (const auto& operation : waiting) {
+    EXPECT_TRUE(failed_with(*operation, ErrorCode::kPeerLost, "rank 1 (10.0.0.1:4000) has left"));
+    EXPECT_TRUE(failed_with(*operation, ErrorCode::kPeerLost,
+                            "; before, process group 'world' had ended: rank 1 gave up process "
+                            "group 'world': ranks disagree about operation 7"));
+  }
+  const auto later = make_receive(pair[1], 0, 3, never);
+  fleet.cluster.start(2, later);
+  ASSERT_TRUE(fleet.run_until_done({later}, Duration::seconds(1)));
+  EXPECT_TRUE(failed_with(*later, ErrorCode::kPeerLost, "ranks disagree about operation 7"));
 }
 
 TEST(Leaving, message_of_a_departed_rank_is_still_received) {
