@@ -12,7 +12,7 @@ import re
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,15 +56,23 @@ class _StandsForGloo(type):
     """What is called makes our backend, and its instances are our backends by the name of gloo."""
 
     def __call__(
-        cls, store: Store, rank: int, size: int, timeout: object = None, **_: object
+        cls,
+        store: Store,
+        rank: int,
+        size: int,
+        timeout: object = None,
+        *,
+        options: object = None,
+        **_: object,
     ) -> Backend:
-        group_name, global_ranks, options = _being_made.get() or (
+        group_name, global_ranks, ours = _being_made.get() or (
             _NAME,
             _global_ranks(store, rank, size),
             None,
         )
-        request = _Request(store, rank, size, _duration(timeout), group_name, global_ranks)
-        return create_backend(request, options, presented_name=_NAME)
+        given = options if timeout is None else timeout
+        request = _Request(store, rank, size, _duration(given), group_name, global_ranks)
+        return create_backend(request, ours, presented_name=_NAME)
 
     def __instancecheck__(cls, instance: object) -> bool:
         from ._C import Backend
@@ -72,8 +80,49 @@ class _StandsForGloo(type):
         return isinstance(instance, Backend) and instance.name() == _NAME
 
 
+class _Device:
+    """Where Gloo would open connections. Ours are those of the fabric, for all groups alike."""
+
+
+@dataclass
+class _Options:
+    """Gloo's settings of a group, of which only the timeout means anything here."""
+
+    _timeout: timedelta | float = field(default_factory=lambda: _duration(None))
+    _devices: list[_Device] = field(default_factory=list)
+    _threads: int = 2
+    backend: str = _NAME
+    global_ranks_in_group: list[int] = field(default_factory=list)
+    group_name: str = ""
+
+
 class ProcessGroupGloo(metaclass=_StandsForGloo):
     """torch's Gloo by name; what it makes is encrypted."""
+
+    Device = _Device
+    Options = _Options
+    _Options = _Options
+
+    @staticmethod
+    def create_device(
+        hostname: str = "",
+        interface: str = "",
+        lazy_init: bool | None = None,  # noqa: ARG004  as Gloo's
+    ) -> _Device:
+        """Return what goes into the options' list of devices."""
+        if hostname or interface:
+            warnings.warn(
+                f"ProcessGroupGloo.create_device(hostname={hostname!r}, interface={interface!r}) "
+                "chooses nothing: after securefabric.replace_gloo() the interfaces of all groups "
+                "are those of SECUREFABRIC_SOCKET_IFNAME",
+                stacklevel=2,
+            )
+        return _Device()
+
+    @staticmethod
+    def create_default_device(lazy_init: bool | None = None) -> _Device:  # noqa: ARG004
+        """Return what goes into the options' list of devices."""
+        return _Device()
 
 
 def is_gloo_replaced() -> bool:
@@ -168,10 +217,13 @@ def _global_ranks(store: Store, rank: int, size: int) -> list[int]:
     return [] if ranks == list(range(dist.get_world_size())) else ranks
 
 
-def _duration(timeout: object) -> timedelta | float:
+def _duration(given: object) -> timedelta | float:
     """Return a timeout that was given as such, or in an options object, or not at all."""
-    if isinstance(timeout, timedelta | float | int):
-        return timeout
+    if isinstance(given, timedelta):
+        return given
+    if isinstance(given, float | int):
+        return given
     from torch.distributed.constants import default_pg_timeout
 
-    return getattr(timeout, "_timeout", default_pg_timeout)
+    timeout: timedelta = getattr(given, "_timeout", default_pg_timeout)
+    return timeout

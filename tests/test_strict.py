@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,36 @@ def with_options(rank: int) -> None:
 
 def test_replace_gloo__our_options_count(key_file: str) -> None:
     run(with_options, 1, key_file)
+
+
+def gloo_settings(rank: int) -> None:
+    securefabric.replace_gloo()
+    gloo: Any = dist.ProcessGroupGloo
+    for options in (gloo.Options(), gloo._Options()):
+        assert options._timeout == timedelta(minutes=30)
+        assert options._devices == []
+        assert options.global_ranks_in_group == []
+    options._devices = [gloo.create_default_device(), gloo.create_device()]
+    with pytest.warns(UserWarning, match=r"interface='lo'.*SECUREFABRIC_SOCKET_IFNAME"):
+        options._devices.append(gloo.create_device(interface="lo"))
+    assert all(isinstance(device, gloo.Device) for device in options._devices)
+    options._threads, options._timeout = 8, timedelta(seconds=50)
+    dist.init_process_group("gloo", pg_options=options)
+    store = dist.PrefixStore("by hand", dist.distributed_c10d._get_default_store())
+    group = gloo(store, rank, 2, options)
+    assert group.options._timeout == timedelta(seconds=50)
+    tensor = torch.ones(3)
+    group.allreduce([tensor]).wait()
+    assert float(tensor[0]) == 2.0
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=40))
+    backend: Any = dist.group.WORLD._get_backend(torch.device("cpu"))
+    assert backend.options._timeout == timedelta(seconds=40)
+    check_sealed()
+    dist.destroy_process_group()
+
+
+def test_replace_gloo__its_options_and_devices_are_there(key_file: str) -> None:
+    run(gloo_settings, 2, key_file)
 
 
 def too_late(rank: int) -> None:

@@ -335,6 +335,9 @@ void bind_backend(py::module_& module) {
            py::kw_only(), py::arg("fabric"), py::arg("group_rank"), py::arg("group_size"),
            py::arg("group_name"), py::arg("group_key"), py::arg("global_ranks"), py::arg("options"))
       .def_property_readonly("options", &Backend::own_options)
+      // Gloo's and NCCL's name of set_timeout, which torch's _set_pg_timeout calls.
+      .def("_set_default_timeout", &Backend::setTimeout, py::call_guard<py::gil_scoped_release>(),
+           py::arg("timeout"))
       .def("get_error", &Backend::getError, py::call_guard<py::gil_scoped_release>())
       // torch asks for it on ranks outside a new group, where NCCL's split involves them. Ours does
       // not.
