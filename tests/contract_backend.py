@@ -438,6 +438,21 @@ def tensors_of_inference_mode(world: World) -> None:
 
 
 @CASES.case()
+def stream_that_is_blocked_until_a_work_ends(world: World) -> None:
+    """Without a device there is no stream to block, and the work is as good as before."""
+    for group in (dist.group.WORLD, world.gloo):
+        tensor = torch.ones(2)
+        work: Any = dist.all_reduce(tensor, group=group, async_op=True)
+        if torch.cuda.is_available():
+            work.block_current_stream()
+        else:
+            with refused("Failed to create StreamBlock"):
+                work.block_current_stream()
+        work.wait()
+        check_equal(tensor, torch.full((2,), float(world.size)))
+
+
+@CASES.case()
 def futures_waited_for_in_callbacks(world: World) -> None:
     """PowerSGD's hook does it: the thread of one callback is not the only one there is."""
     numbers = [torch.full((3,), float(world.rank + i)) for i in range(4)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from contract_world import Cases, World, check_equal
@@ -86,6 +88,32 @@ def coalescing_manager_with_a_device(world: World) -> None:
     manager.wait()
     for tensor, of_call in zip(tensors, inputs, strict=True):
         world.check_reduced(tensor, of_call, "SUM")
+
+
+@CASES.case()
+def coalescing_manager_whose_body_raises(world: World) -> None:
+    """torch ends nothing then: later calls work, and are no part of the next manager's."""
+    group: Any = dist.new_group()
+    device = torch.device("cpu")
+
+    def raise_in_one() -> None:
+        with dist._coalescing_manager(group, device=device):
+            dist.broadcast(torch.ones(3), src=0, group=group)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        raise_in_one()
+    dist.distributed_c10d._world.pg_coalesce_state.pop(group)  # torch's own trace of it
+    for turn in range(3):
+        tensor = torch.full((5,), float(world.rank + turn))
+        dist.broadcast(tensor, src=world.size - 1, group=group)
+        check_equal(tensor, torch.full((5,), float(world.size - 1 + turn)))
+        with dist._coalescing_manager(group, device=device, async_ops=True) as manager:
+            dist.broadcast(tensor, src=0, group=group)
+        (work,) = manager.works
+        assert [result.data_ptr() for result in work.result()] == [tensor.data_ptr()]
+        manager.wait()
+    dist.destroy_process_group(group)
 
 
 @CASES.case()

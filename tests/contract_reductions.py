@@ -234,6 +234,8 @@ def _every_reduction(
 def premultiplied_sum(world: World, dtype: torch.dtype) -> None:
     """The factor is a number or a tensor, and is applied once, before anything is added."""
     make: Any = dist._make_nccl_premul_sum  # type: ignore[attr-defined]
+    with refused("factor of PREMUL_SUM must be a real number", "ComplexFloat"):
+        dist.all_reduce(torch.ones(4, dtype=dtype), op=make(torch.tensor(1 + 2j)))
     as_real = torch.view_as_real if dtype.is_complex else torch.clone
 
     def check(actual: Tensor, inputs: list[Tensor]) -> None:

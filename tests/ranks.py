@@ -147,3 +147,18 @@ def _child(
 def join(timeout_s: float = 60.0) -> None:
     """Join the job that ``run_ranks`` has described in the environment."""
     dist.init_process_group("securefabric", timeout=timedelta(seconds=timeout_s))
+
+
+def meet(what: str, ranks: int) -> None:
+    """Come to a point that so many ranks come to, and wait for them, by the store alone."""
+    store = dist.distributed_c10d._get_default_store()
+    store.add(what, 1)
+    await_meeting(what, ranks)
+
+
+def await_meeting(what: str, ranks: int) -> None:
+    store = dist.distributed_c10d._get_default_store()
+    until = time.monotonic() + 60
+    while store.add(what, 0) < ranks:
+        assert time.monotonic() < until, f"{what}: {store.add(what, 0)} of {ranks} ranks"
+        time.sleep(0.01)

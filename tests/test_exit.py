@@ -83,3 +83,51 @@ def test_process_ends(ending: str, key_file: str, tmp_path: Path) -> None:
         for process in ranks:
             process.kill()
             process.wait()
+
+
+LAST_REFERENCE = """
+import os, threading, time
+from datetime import timedelta
+from pathlib import Path
+import torch
+from securefabric import _C
+
+entered = threading.Event()
+
+def resolve(group_key, rank):
+    entered.set()
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:  # needs the GIL, again and again
+        time.sleep(0.01)
+
+fabric = _C.Fabric(
+    rank=0, world_size=2, local_world_size=2, suite="aes-256-gcm",
+    job_key_text=bytearray(Path(os.environ["SECUREFABRIC_KEY_FILE"]).read_bytes()),
+    addresses=["127.0.0.1"], interfaces="", sockets_per_interface=1, port_first=0, port_last=0,
+    paths_per_peer=1, join_timeout_s=60.0, death_timeout_s=10.0, heartbeat_s=1.0,
+    epoch_age_s=3600.0, epoch_bytes=1 << 40, gso=True, gro=True, spin="never", eager_connect=True,
+    generation_bits=22, resolve=resolve,
+)
+fabric.set_entry(b"an entry")
+group = _C.Backend(
+    fabric=fabric, group_rank=0, group_size=2, group_name="g", group_key="g", global_ranks=[0, 1],
+    options=_C.Options(timedelta(seconds=60)),
+)
+assert entered.wait(60)
+del group
+del fabric  # waits for resolve to return
+print("ended")
+"""
+
+
+def test_fabric__its_last_reference_may_go_while_its_threads_need_the_gil(key_file: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LAST_REFERENCE],
+        env={**os.environ, "SECUREFABRIC_KEY_FILE": key_file},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ended\n"

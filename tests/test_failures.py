@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import join, run_ranks
+from ranks import await_meeting, join, meet, run_ranks
 
 import securefabric
+from securefabric.errors import ForkError
 from securefabric.identity import write_key_file
 
 
@@ -73,9 +74,22 @@ def test_rank_that_never_joins__is_named_with_the_wait(key_file: str) -> None:
         assert "did not join" in outcome.error
 
 
-def _run_pair(rank: int, left: str, right: str) -> None:
+def _run_pair(rank: int, left: str, right: str, rounds: int = 3) -> None:
     join()
+    two = [torch.ones(4) for _ in range(2)]
     calls: dict[str, Any] = {
+        "reduce_0": lambda: dist.reduce(torch.ones(4), dst=0),
+        "reduce_1": lambda: dist.reduce(torch.ones(4), dst=1),
+        "gather_0": lambda: dist.gather(torch.ones(4), two if rank == 0 else None, dst=0),
+        "gather_1": lambda: dist.gather(torch.ones(4), two if rank == 1 else None, dst=1),
+        "scatter_0": lambda: dist.scatter(torch.ones(4), two if rank == 0 else None, src=0),
+        "scatter_1": lambda: dist.scatter(torch.ones(4), two if rank == 1 else None, src=1),
+        "large_broadcast_0": lambda: dist.broadcast(torch.ones(1 << 20), src=0),
+        "large_broadcast_1": lambda: dist.broadcast(torch.ones(1 << 20), src=1),
+        "all_to_all": lambda: dist.all_to_all_single(torch.ones(4), torch.ones(4)),
+        "all_to_all_f64": lambda: dist.all_to_all_single(
+            torch.ones(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+        ),
         "all_reduce_4": lambda: dist.all_reduce(torch.ones(4)),
         "all_reduce_5": lambda: dist.all_reduce(torch.ones(5)),
         "all_reduce_f64": lambda: dist.all_reduce(torch.ones(4, dtype=torch.float64)),
@@ -89,7 +103,7 @@ def _run_pair(rank: int, left: str, right: str) -> None:
     }
     calls[(left, right)[rank]]()
     # A rank whose part was over before the other's began learns of it with its next call.
-    for _ in range(3):
+    for _ in range(rounds):
         dist.barrier()
 
 
@@ -103,6 +117,13 @@ def _run_pair(rank: int, left: str, right: str) -> None:
         ("all_reduce_4", "barrier", ["all_reduce", "barrier"]),
         ("broadcast_0", "broadcast_1", ["root 0", "root 1"]),
         ("broadcast_1", "broadcast_0", ["root 0", "root 1"]),
+        ("reduce_0", "reduce_1", ["root 0", "root 1"]),
+        ("reduce_1", "reduce_0", ["root 0", "root 1"]),
+        ("gather_0", "gather_1", ["root 0", "root 1"]),
+        ("gather_1", "gather_0", ["root 0", "root 1"]),
+        ("scatter_0", "scatter_1", ["root 0", "root 1"]),
+        ("scatter_1", "scatter_0", ["root 0", "root 1"]),
+        ("all_to_all", "all_to_all_f64", ["all_to_all(float32)", "all_to_all(float64)"]),
         ("send_4", "recv_5", ["16 bytes", "20"]),
     ],
 )
@@ -117,6 +138,43 @@ def test_ranks_that_disagree__are_both_named(
         assert "rank 1" in outcome.error
         for word in words:
             assert word in outcome.error, (word, outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("broadcast_1", "broadcast_0"),
+        ("reduce_0", "reduce_1"),
+        ("gather_0", "gather_1"),
+        ("scatter_1", "scatter_0"),
+        ("large_broadcast_0", "large_broadcast_1"),
+        ("large_broadcast_1", "large_broadcast_0"),
+    ],
+)
+def test_roots_that_differ__end_the_call_itself_where_anybody_waits_in_it(
+    key_file: str, left: str, right: str
+) -> None:
+    for outcome in run_ranks(_run_pair, 2, left, right, 0, key_file=key_file):
+        assert outcome.error is not None
+        assert "OperationMismatch" in outcome.error
+        assert "root 0" in outcome.error
+        assert "root 1" in outcome.error
+
+
+def _leave_by_an_error(rank: int) -> None:
+    join()
+    dist.barrier()
+    if rank == 1:
+        raise RuntimeError("the disk is full")
+    dist.all_reduce(torch.ones(4))
+
+
+def test_rank_whose_program_raises__the_others_are_sent_to_its_log(key_file: str) -> None:
+    outcomes = run_ranks(_leave_by_an_error, 2, key_file=key_file)
+    assert outcomes[0].error is not None, outcomes
+    assert "PeerLost: rank 1" in outcomes[0].error
+    assert "has left the job" in outcomes[0].error
+    assert outcomes[0].error.endswith("its own log says why")
 
 
 def _loop_until_failure(rank: int, victim: int, ready: str) -> tuple[str, float]:
@@ -191,19 +249,29 @@ def test_timeout__names_the_rank_that_did_not_start(key_file: str) -> None:
     assert "has not started this operation" in message
 
 
-def _meet(what: str, ranks: int) -> None:
-    """Come to a point that so many ranks come to, and wait for them, by the store alone."""
-    store = dist.distributed_c10d._get_default_store()
-    store.add(what, 1)
-    _await(what, ranks)
-
-
-def _await(what: str, ranks: int) -> None:
-    store = dist.distributed_c10d._get_default_store()
-    until = time.monotonic() + 60
-    while store.add(what, 0) < ranks:
-        assert time.monotonic() < until, f"{what}: {store.add(what, 0)} of {ranks} ranks"
+def _links_of_this_rank(_rank: int, *, expects: bool) -> int:
+    join()
+    until = time.monotonic() + 30
+    while expects and securefabric.stats().peers == 0 and time.monotonic() < until:
         time.sleep(0.01)
+    peers = securefabric.stats().peers
+    meet("looked", 2)
+    await_meeting("looked", 2)
+    dist.destroy_process_group()
+    return peers
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_eager_connect__links_before_the_first_call(key_file: str, is_eager: bool) -> None:
+    outcomes = run_ranks(
+        functools.partial(_links_of_this_rank, expects=is_eager),
+        2,
+        key_file=key_file,
+        environment={"SECUREFABRIC_EAGER_CONNECT": str(int(is_eager))},
+    )
+    for outcome in outcomes:
+        assert outcome.error is None, outcome.details
+        assert outcome.value == int(is_eager)
 
 
 def _monitored_barrier(rank: int, absent: int, *, wait_all_ranks: bool) -> str:
@@ -211,16 +279,16 @@ def _monitored_barrier(rank: int, absent: int, *, wait_all_ranks: bool) -> str:
     dist.all_reduce(torch.ones(4))
     group: Any = dist.group.WORLD
     if rank >= absent:
-        _await("done", absent)  # absent, not gone: that would be another error
+        await_meeting("done", absent)  # absent, not gone: that would be another error
         return "absent"
-    _meet("ready", absent)
+    meet("ready", absent)
     started = time.monotonic()
     with pytest.raises(RuntimeError) as raised:
         group.monitored_barrier(timedelta(seconds=5), wait_all_ranks=wait_all_ranks)
     assert time.monotonic() - started < 30
     with pytest.raises(RuntimeError):
         dist.all_reduce(torch.ones(4))
-    _meet("done", absent)
+    meet("done", absent)
     return str(raised.value)
 
 
@@ -303,6 +371,9 @@ def _fork_and_use(_rank: int) -> str:
     if child == 0:
         os.close(reader)
         try:
+            assert securefabric.summary() == ""
+            with pytest.raises(ForkError):
+                securefabric.stats()
             dist.all_reduce(torch.ones(4))
             text = "no error"
         except BaseException as error:

@@ -117,6 +117,7 @@ TESTED_ELSEWHERE = {
     "torch/sparse.cc": "tests/contract_backend.py",
     "torch/store.cc": "tests/test_store.py, with torch's TCPStore as oracle",
     "torch/tensors.cc": "as backend.cc",
+    "torch/signals.cc": "tests/test_signals.py",
     "torch/work.cc": "as backend.cc",
 }
 

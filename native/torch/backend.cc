@@ -46,6 +46,7 @@ Backend::Backend(std::shared_ptr<net::Fabric> fabric, Membership membership,
               size_, " ranks, but ", global_ranks.size(), " global ranks were given");
   std::vector<base::Rank> ranks;
   for (const int64_t global : global_ranks) ranks.push_back({static_cast<uint32_t>(global)});
+  options_->timeout = bounded(options_->timeout);
   options_->group_name = membership.name;
   options_->global_ranks_in_group.assign(global_ranks.begin(), global_ranks.end());
   auto context = std::make_shared<GroupContext>();
@@ -123,8 +124,11 @@ void Backend::registerOnCompletionHook(WorkLedger::Hook&& hook) {
 }
 
 void Backend::startCoalescing() {
+  // torch does not end what an exception has left. Works go away outside of the lock.
+  std::vector<Works> abandoned;
   const std::lock_guard<std::mutex> lock(issue_mutex_);
   is_coalescing_ = true;
+  abandoned.swap(coalesced_);
 }
 
 Works Backend::endCoalescing() {

@@ -59,7 +59,9 @@ class Backend final : public c10d::Backend {
   // A copy: ProcessGroup::splitGroup writes the new group's name and timeout into what it gets.
   c10::intrusive_ptr<c10d::Backend::Options> getBackendOptions() override;
   c10::intrusive_ptr<Options> own_options() const { return options_; }
-  void setTimeout(std::chrono::milliseconds timeout) override { options_->timeout = timeout; }
+  void setTimeout(std::chrono::milliseconds timeout) override {
+    options_->timeout = bounded(timeout);
+  }
   // Times of a work are always there.
   void enableCollectivesTiming() override {}
   // Called on the thread that ends a work, before later calls of the group may begin: register it
@@ -156,6 +158,7 @@ class Backend final : public c10d::Backend {
   // A message of no bytes.
   c10::intrusive_ptr<Work> signal(collective::OperationKind kind, int peer, uint32_t tag,
                                   std::chrono::milliseconds timeout);
+  void await_arrivals(std::chrono::milliseconds timeout, bool wait_all_ranks);
   void await_release(std::chrono::milliseconds timeout);
   [[noreturn]] void fail_barrier(const std::string& message);
   c10::intrusive_ptr<c10d::Work> point_to_point(const char* name, c10d::OpType type,

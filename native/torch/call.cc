@@ -31,8 +31,12 @@ ReduceOp to_core(c10d::ReduceOp::RedOpType op) {
 double factor_of(const char* name, const c10d::ReduceOp& op) {
   const auto* supplement = dynamic_cast<c10d::PreMulSumSupplement*>(op.supplement_.get());
   TORCH_CHECK(supplement != nullptr, "securefabric::", name, ": PREMUL_SUM without its factor");
-  if (!supplement->tensor_factor.defined()) return supplement->double_factor;
-  return supplement->tensor_factor.item<double>();
+  const at::Tensor& factor = supplement->tensor_factor;
+  if (!factor.defined()) return supplement->double_factor;
+  TORCH_CHECK(!factor.is_complex(), "securefabric::", name,
+              ": the factor of PREMUL_SUM must be a real number, also for complex tensors; got a ",
+              factor.scalar_type());
+  return factor.item<double>();
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // Sending, receiving and the barriers of a group.
+#include <pybind11/pybind11.h>
+
 #include "net/clock.h"
 #include "torch/backend.h"
 #include "torch/errors.h"
@@ -96,11 +98,24 @@ c10::intrusive_ptr<Work> Backend::signal(OperationKind kind, int peer, uint32_t 
   return std::move(call).start(sequence_.load());
 }
 
+void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) {
+  const auto timeout =
+      opts.timeout == c10d::kUnsetTimeout ? options_->timeout : bounded(opts.timeout);
+  try {
+    if (rank_ == 0) return await_arrivals(timeout, wait_all_ranks);
+    await_release(std::max(timeout, options_->timeout));
+  } catch (const pybind11::error_already_set&) {
+    // Ctrl-C: a barrier is several messages, and the next one would meet the rest of them.
+    abort_group(fabric(), group(),
+                Error{ErrorCode::kAborted,
+                      "rank " + std::to_string(rank_) + " was interrupted in monitoredBarrier"});
+    throw;
+  }
+}
+
 // The words are Gloo's. Only rank 0 enforces the timeout, so that it is the one to say who is
 // missing; the others learn of its failure by the group's end.
-void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) {
-  const auto timeout = opts.timeout == c10d::kUnsetTimeout ? options_->timeout : opts.timeout;
-  if (rank_ != 0) return await_release(std::max(timeout, options_->timeout));
+void Backend::await_arrivals(std::chrono::milliseconds timeout, bool wait_all_ranks) {
   const Instant until = deadline_after(timeout);
   constexpr auto kUnlimited = std::chrono::milliseconds::max();
   std::vector<c10::intrusive_ptr<Work>> arrivals;
@@ -142,6 +157,8 @@ void Backend::await_release(std::chrono::milliseconds timeout) {
   try {
     signal(OperationKind::kSend, 0, kArrivalTag, timeout)->wait();
     signal(OperationKind::kReceive, 0, kReleaseTag, timeout)->wait();
+  } catch (const pybind11::error_already_set&) {
+    throw;
   } catch (const std::exception&) {
     throw_error(Error{ErrorCode::kPeerLost,
                       "Rank " + std::to_string(rank_) +

@@ -16,6 +16,7 @@
 #include "net/interfaces.h"
 #include "torch/backend.h"
 #include "torch/errors.h"
+#include "torch/signals.h"
 #include "torch/store.h"
 #include "torch/unlocked_gil.h"
 
@@ -351,6 +352,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The native core behind torch: fabric and backend.";
   // c10d's types must be registered before ours derive from them.
   py::module_::import("torch.distributed");
+  securefabric::torch_room::learn_main_thread();
   securefabric::torch_room::bind_fabric(module);
   securefabric::torch_room::bind_backend(module);
   securefabric::torch_room::bind_store(module);

@@ -8,6 +8,7 @@
 #include "net/clock.h"
 #include "torch/errors.h"
 #include "torch/overwrite.h"
+#include "torch/signals.h"
 
 namespace securefabric::torch_room {
 
@@ -217,8 +218,13 @@ bool SparseAllReduce::wait(std::chrono::milliseconds timeout) {
     const Instant at = net::now();
     if (at >= until) break;
     // Bounded, so that no wait is longer than the condition variable can count.
-    const Duration step = base::shorter(until - at, Duration::seconds(1));
+    const Duration step = base::shorter(until - at, kSignalTick);
     cv_.wait_for(lock, std::chrono::nanoseconds(step.nanos()));
+    if (!completed_ && runs_signal_handlers()) {
+      lock.unlock();
+      run_signal_handlers();
+      lock.lock();
+    }
   }
   const bool is_late = !completed_;
   lock.unlock();

@@ -10,6 +10,7 @@
 #include "net/clock.h"
 #include "torch/errors.h"
 #include "torch/overwrite.h"
+#include "torch/signals.h"
 
 namespace securefabric::torch_room {
 
@@ -37,9 +38,13 @@ Error forked_error() {
 
 }  // namespace
 
+std::chrono::milliseconds bounded(std::chrono::milliseconds timeout) {
+  constexpr std::chrono::milliseconds kLongest(Duration::forever().millis());
+  return timeout < -kLongest ? kLongest : std::min(timeout, kLongest);
+}
+
 Instant deadline_after(std::chrono::milliseconds timeout) {
-  const int64_t millis = std::min<int64_t>(timeout.count(), Duration::forever().millis());
-  return net::now() + Duration::millis(millis);
+  return net::now() + Duration::millis(bounded(timeout).count());
 }
 
 void abort_group(net::Fabric& fabric, const std::shared_ptr<collective::Group>& group,
@@ -244,10 +249,22 @@ int Work::sourceRank() const {
 
 bool Work::is_completed_by(Instant until) {
   for (const auto& operation : operations_) {
-    if (!call_.fabric->driver().wait(operation, until)) return false;
+    if (!is_done_by(operation, until)) return false;
   }
   await_end();
   return true;
+}
+
+bool Work::is_done_by(const std::shared_ptr<collective::Operation>& operation, Instant until) {
+  net::Driver& driver = call_.fabric->driver();
+  if (!runs_signal_handlers()) return driver.wait(operation, until);
+  while (true) {
+    const Instant look_at = base::earlier(until, net::now() + kSignalTick);
+    if (driver.wait(operation, look_at)) return true;
+    // Earlier than asked for: nobody will ever start it.
+    if (look_at == until || net::now() < look_at) return false;
+    run_signal_handlers();
+  }
 }
 
 bool Work::wait(std::chrono::milliseconds timeout) {

@@ -21,6 +21,10 @@
 
 namespace securefabric::torch_room {
 
+// What the clock can count: 146 years at most. A timedelta of more than 292,000 years, such as
+// timedelta.max, is more than pybind11 can count and arrives as a negative number of that size.
+std::chrono::milliseconds bounded(std::chrono::milliseconds timeout);
+
 // Now and so many milliseconds; never, where those are more than the clock can count.
 base::Instant deadline_after(std::chrono::milliseconds timeout);
 
@@ -120,7 +124,8 @@ class Work final : public EndingWork {
   int sourceRank() const override;
   void synchronize() override;
   bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
-  // The same without consequences: false when it has not completed by `until`. Does not throw.
+  // The same without consequences: false when it has not completed by `until`. Throws only what
+  // Python's signal handlers raise.
   bool is_completed_by(base::Instant until);
   void abort() override;
 
@@ -128,6 +133,7 @@ class Work final : public EndingWork {
   std::optional<c10::Stream> result_stream() const override;
 
  private:
+  bool is_done_by(const std::shared_ptr<collective::Operation>& operation, base::Instant until);
   void on_operation_done(size_t index);
   void on_failure(const base::Error& error);
   void complete();
