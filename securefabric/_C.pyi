@@ -45,8 +45,15 @@ class Fabric:
         spin: str,
         eager_connect: bool,
         generation_bits: int,
+        tuning: list[tuple[str, int, int, int]],
         resolve: Callable[[str, int], PeerEntry | None],
     ) -> None: ...
+    def set_tuning(self, tuning: list[tuple[str, int, int, int]]) -> None:
+        """Plan by these rows from now on: operation, ranks, small_bytes, segments_per_chunk.
+
+        Only while no operation is being started, and on all ranks. Raises DistBackendError for a
+        row that is out of range.
+        """
     @property
     def public_key(self) -> bytes: ...
     @property

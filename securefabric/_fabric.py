@@ -27,6 +27,7 @@ from .identity import (
 )
 from .options import Options, warn_of_unknown_settings
 from .roster import PROTOCOL_VERSION, EntryBody, PeerEntry, Roster, policy_digest
+from .tuning import read_tuning, tuning_digest
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -47,6 +48,7 @@ class ProcessFabric:
         self._pid = os.getpid()
         self._world_board: Board | None = None
         self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
+        self._tuning = read_tuning(options.tuning_file)
         identity, self.native = self._make_native(is_one_host)
         self.suite = self.native.suite
         self.provider = suite_provider(self.suite)
@@ -162,6 +164,7 @@ class ProcessFabric:
             spin=options.spin,
             eager_connect=options.eager_connect,
             generation_bits=options.test_generation_bits,
+            tuning=[row.as_tuple() for row in self._tuning],
             resolve=self.resolve,
         )
 
@@ -186,6 +189,7 @@ class ProcessFabric:
                 suite=native.suite,
                 generation_bits=self.options.test_generation_bits,
                 has_kem=hybrid is not None,
+                tuning=tuning_digest(self._tuning),
             ),
         )
 

@@ -145,6 +145,10 @@ class Options:
     eager_connect: bool = _setting("SECUREFABRIC_EAGER_CONNECT", False, _flag)
     """Link all members of a group when it is made, not when their first message needs it."""
 
+    tuning_file: str = _setting("SECUREFABRIC_TUNING_FILE", "", str)
+    """What ``python -m securefabric.tune`` has measured, the same rows on every host; empty: the
+    defaults."""
+
     test_generation_bits: int = _setting("SECUREFABRIC_TEST_GENERATION_BITS", GENERATION_BITS, int)
     """For tests: 2**bits packets per key on a path, small to make keys change often."""
 

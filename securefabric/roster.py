@@ -105,8 +105,13 @@ class _SplitEntry:
     evidence: bytes
 
 
-def policy_digest(*, identity: str, suite: str, generation_bits: int, has_kem: bool) -> bytes:
-    """Return the digest of what must be equal on all ranks, so that nothing is negotiated."""
+def policy_digest(
+    *, identity: str, suite: str, generation_bits: int, has_kem: bool, tuning: bytes = b""
+) -> bytes:
+    """Return the digest of what must be equal on all ranks, so that nothing is negotiated.
+
+    tuning is the digest of the tuning rows, empty without any.
+    """
     policy = {
         "identity": identity,
         "kem": KEM if has_kem else "none",
@@ -114,6 +119,7 @@ def policy_digest(*, identity: str, suite: str, generation_bits: int, has_kem: b
         "suite": suite,
         "padding": PADDING,
         "generation_bits": generation_bits,
+        "tuning": tuning,
     }
     return hashlib.sha256(_cbor.encode(policy)).digest()
 
@@ -220,7 +226,8 @@ class Roster:
             raise PolicyMismatch(
                 f"rank {rank} at {_at(body)} has another packet policy (padding {PADDING!r} and "
                 f"the packets per key are ours): start all ranks with the same version and the "
-                "same SECUREFABRIC_POST_QUANTUM and SECUREFABRIC_TEST_GENERATION_BITS"
+                "same SECUREFABRIC_POST_QUANTUM, SECUREFABRIC_TEST_GENERATION_BITS and rows in "
+                "SECUREFABRIC_TUNING_FILE"
             )
         if bool(body.kem_key) != self.has_kem:
             raise _malformed(rank, "its kem_key is not what its policy says")

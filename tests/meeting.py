@@ -52,6 +52,7 @@ class Meeting:
             spin="never",
             eager_connect=False,
             generation_bits=GENERATION_BITS,
+            tuning=[],
             resolve=lambda _group_key, rank: self.roster.verify(rank, self.peer.entry),
         )
         body = EntryBody(

@@ -242,6 +242,7 @@ class Peer:
             "suite": job.suite,
             "padding": "none",
             "generation_bits": GENERATION_BITS,
+            "tuning": b"",
         }
         self.body: dict[str, object] = {
             "version": 1,

@@ -24,6 +24,7 @@ from securefabric.errors import (
 )
 from securefabric.identity import PskIdentity, read_key_text, write_key_file
 from securefabric.roster import EntryBody, encode_entry
+from securefabric.tuning import TuningRow, write_tuning
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -395,6 +396,21 @@ def test_row_28__another_policy_is_named_on_every_rank(
             assert f"rank {1 - rank}" in error
             assert hint in error
         assert [member.fabric.native.stats()["packets_opened"] for member in members] == [0, 0]
+
+
+def test_row_28__other_tuning_rows_are_named_on_every_rank(
+    key_file: str, store: HashStore, tmp_path: Path
+) -> None:
+    tuning_file = str(tmp_path / "tuning.json")
+    write_tuning(tuning_file, [TuningRow("all_reduce", 2, 1)], "a test")
+    with job(
+        Member(0, 2, store, key_file=key_file),
+        Member(1, 2, store, key_file=key_file, tuning_file=tuning_file),
+    ) as members:
+        for rank, error in enumerate(errors_of(*members)):
+            assert error.startswith("PolicyMismatch: ")
+            assert f"rank {1 - rank}" in error
+            assert "SECUREFABRIC_TUNING_FILE" in error
 
 
 @pytest.mark.parametrize(

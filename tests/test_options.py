@@ -33,6 +33,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "gro": ("off", False),
     "spin": ("never", "never"),
     "eager_connect": ("1", True),
+    "tuning_file": ("/t/tuning.json", "/t/tuning.json"),
     "test_generation_bits": ("6", 6),
 }
 

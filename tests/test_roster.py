@@ -57,13 +57,16 @@ def entry_with(changes: dict[str, object]) -> bytes:
 
 def test_policy_digest__differs_with_every_part() -> None:
     digests = {
-        policy_digest(identity=identity, suite=suite, generation_bits=bits, has_kem=has_kem)
+        policy_digest(
+            identity=identity, suite=suite, generation_bits=bits, has_kem=has_kem, tuning=tuning
+        )
         for identity in ("psk", "x509")
         for suite in ("aes-256-gcm", "aegis-256x2")
         for bits in (6, 22)
         for has_kem in (False, True)
+        for tuning in (b"", bytes(32))
     }
-    assert len(digests) == 16
+    assert len(digests) == 32
 
 
 # Roster.verify

@@ -249,7 +249,7 @@ def test_native__only_the_listed_files_use(what: str, pattern: str, owners: set[
 
 
 def test_python__package_starts_no_threads_and_prints_only_at_the_command_line() -> None:
-    printing = {"cli.py", "launch.py", "command.py"}
+    printing = {"cli.py", "launch.py", "tune.py", "command.py"}
     found = []
     for path in files(".py", folders=("securefabric",)):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -21,6 +21,15 @@ const char* operation_kind_name(OperationKind kind) {
   return "unknown";  // a peer's signature may hold any byte; its name goes into the error
 }
 
+std::optional<OperationKind> parse_operation_kind(std::string_view name) {
+  for (auto value = static_cast<uint8_t>(OperationKind::kAllReduce);
+       value <= static_cast<uint8_t>(OperationKind::kBarrier); ++value) {
+    const auto kind = static_cast<OperationKind>(value);
+    if (name == operation_kind_name(kind)) return kind;
+  }
+  return std::nullopt;
+}
+
 const char* data_type_name(DataType type) {
   switch (type) {
     case DataType::kByte: return "bytes";

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 namespace securefabric::collective {
 
@@ -53,8 +55,10 @@ enum class ReduceOp : uint8_t {
 };
 
 const char* operation_kind_name(OperationKind kind);  // "all_reduce", ...
-const char* data_type_name(DataType type);            // "float32", ...
-const char* reduce_op_name(ReduceOp op);              // "SUM", ...; "none"
+// Nothing for a name that is none, and for the two that are no collectives.
+std::optional<OperationKind> parse_operation_kind(std::string_view name);
+const char* data_type_name(DataType type);  // "float32", ...
+const char* reduce_op_name(ReduceOp op);    // "SUM", ...; "none"
 size_t data_type_bytes(DataType type);
 
 }  // namespace securefabric::collective

@@ -119,6 +119,15 @@ crypto::SecretBuffer draw_private_key() {
   return key;
 }
 
+Status check_count(size_t sockets) {
+  if (sockets <= transport::kSocketsMax) return base::ok_status();
+  return Error{ErrorCode::kConfig,
+               std::to_string(sockets) + " sockets are too many (" +
+                   std::to_string(transport::kSocketsMax) +
+                   "): choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME) or sockets "
+                   "(SECUREFABRIC_SOCKETS_PER_INTERFACE)"};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto::Suite suite,
@@ -143,13 +152,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
     }
     fabric->datagram_bytes_max_ = std::max(fabric->datagram_bytes_max_, datagram_bytes_for(local));
   }
-  if (sockets.size() > transport::kSocketsMax) {
-    return Error{ErrorCode::kConfig,
-                 std::to_string(sockets.size()) + " sockets are too many (" +
-                     std::to_string(transport::kSocketsMax) +
-                     "): choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME) or sockets "
-                     "(SECUREFABRIC_SOCKETS_PER_INTERFACE)"};
-  }
+  if (const Status status = check_count(sockets.size()); !status) return status.error();
 
   auto private_key = crypto::SecretBuffer::allocate(crypto::kPrivateKeyBytes);
   if (const Status status = fill_entropy(private_key.bytes()); !status) return status.error();
@@ -185,6 +188,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   fabric->boot_id_ = boot_id.value();
   fabric->spi_base_ = endpoint.spi_base;
   fabric->join_timeout_ = config.join_timeout;
+  fabric->tuning_ = config.tuning;
   fabric->resolve_ = std::move(resolve);
   Fabric* raw = fabric.get();
   auto driver = Driver::make(std::move(endpoint), std::move(sockets),

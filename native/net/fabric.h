@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "collective/tuning.h"
 #include "crypto/aead.h"
 #include "crypto/secret.h"
 #include "net/driver.h"
@@ -38,10 +39,11 @@ struct FabricConfig {
   base::Duration join_timeout = transport::kJoinTimeoutDefault;
   base::Duration death_timeout = transport::kDeathTimeoutDefault;
   base::Duration heartbeat = transport::kHeartbeatDefault;
-  bool use_gso = true;           // segmentation offload, where the kernel has it
-  bool use_gro = true;           // receive offload, likewise
-  std::string spin = "auto";     // "always", "never" or "auto"
-  unsigned generation_bits = 0;  // 0: the most that the suite allows
+  bool use_gso = true;             // segmentation offload, where the kernel has it
+  bool use_gro = true;             // receive offload, likewise
+  std::string spin = "auto";       // "always", "never" or "auto"
+  unsigned generation_bits = 0;    // 0: the most that the suite allows
+  collective::TuningTable tuning;  // the same on all ranks
 };
 
 // What statistics show, taken in one moment.
@@ -94,6 +96,10 @@ class Fabric {
   void remove_group(const std::shared_ptr<collective::Group>& group,
                     const std::optional<base::Error>& reason);
 
+  // How operations are planned. Set anew only while no operation is being planned, on all ranks.
+  const collective::TuningTable& tuning() const { return tuning_; }
+  void set_tuning(collective::TuningTable tuning) { tuning_ = std::move(tuning); }
+
   Driver& driver() { return *driver_; }
   FabricStats stats();
   // Every path to every peer with a link, as it is now; none when the fabric has ended.
@@ -140,6 +146,7 @@ class Fabric {
   size_t datagram_bytes_max_ = 0;
   base::Duration join_timeout_;
   bool uses_gro_ = false;
+  collective::TuningTable tuning_;
 
   Resolve resolve_;  // resolver thread only; gone with it
   std::unique_ptr<Driver> driver_;

@@ -51,7 +51,7 @@ void bind_scenario(py::module_& module) {
   type.def(py::init<>());
   using O = ScenarioOptions;
   add_choice(
-      type, "op", [](O& o) -> auto& { return o.kind; }, sim::parse_kind,
+      type, "op", [](O& o) -> auto& { return o.kind; }, collective::parse_operation_kind,
       collective::operation_kind_name);
   add_choice(
       type, "dtype", [](O& o) -> auto& { return o.data_type; }, sim::parse_data_type,

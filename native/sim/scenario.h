@@ -103,7 +103,6 @@ std::string replay_command(const ScenarioOptions& options);
 std::string describe_failures(const ScenarioOptions& options, const ScenarioReport& report);
 
 // What the command line calls these; nothing when there is no such name.
-std::optional<collective::OperationKind> parse_kind(const std::string& name);
 std::optional<collective::DataType> parse_data_type(const std::string& name);
 std::optional<collective::ReduceOp> parse_reduce_op(const std::string& name);
 

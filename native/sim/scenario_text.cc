@@ -20,15 +20,6 @@ std::string text_of(double value) {
   return text;
 }
 
-std::optional<OperationKind> parse_kind(const std::string& name) {
-  for (auto value = static_cast<uint8_t>(OperationKind::kAllReduce);
-       value <= static_cast<uint8_t>(OperationKind::kBarrier); ++value) {
-    const auto kind = static_cast<OperationKind>(value);
-    if (name == collective::operation_kind_name(kind)) return kind;
-  }
-  return std::nullopt;
-}
-
 std::optional<DataType> parse_data_type(const std::string& name) {
   for (const DataType type : oracle_types()) {
     if (name == collective::data_type_name(type)) return type;

@@ -106,7 +106,8 @@ std::shared_ptr<collective::Operation> CallBuilder::make_operation(Part& part,
   wanted.inputs = part.inputs;
   wanted.outputs = part.outputs;
   wanted.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
-  request.schedule = collective::plan(wanted);
+  request.schedule =
+      collective::plan(wanted, context_->fabric->tuning().options_for(part.kind, group->size()));
   // The peer of send and receive differs on the two ends, so it is no part of the signature.
   const bool is_point_to_point =
       part.kind == OperationKind::kSend || part.kind == OperationKind::kReceive;

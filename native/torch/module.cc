@@ -124,13 +124,26 @@ struct FabricHandle {
   bool eager_connect = false;
 };
 
+// Operation, ranks, small_bytes, segments_per_chunk.
+using TuningTuple = std::tuple<std::string, uint32_t, uint64_t, uint32_t>;
+
+collective::TuningTable tuning_table(const std::vector<TuningTuple>& tuples) {
+  std::vector<collective::TuningRow> rows;
+  for (const auto& [name, ranks, small_bytes, segments] : tuples) {
+    const auto kind = collective::parse_operation_kind(name);
+    if (!kind) throw py::value_error("tuning: no operation " + name);
+    rows.push_back({*kind, ranks, small_bytes, segments});
+  }
+  return value_or_throw(collective::TuningTable::make(std::move(rows)));
+}
+
 std::unique_ptr<FabricHandle> make_fabric(
     uint32_t rank, uint32_t world_size, uint32_t local_world_size, const std::string& suite_name,
     const py::bytearray& key_text, std::vector<std::string> addresses, std::string interfaces,
     size_t sockets_per_interface, uint16_t port_first, uint16_t port_last, size_t paths_per_peer,
     double join_timeout_s, double death_timeout_s, double heartbeat_s, double epoch_age_s,
     uint64_t epoch_bytes, bool gso, bool gro, std::string spin, bool eager_connect,
-    unsigned generation_bits, py::object resolve) {
+    unsigned generation_bits, const std::vector<TuningTuple>& tuning, py::object resolve) {
   net::FabricConfig config;
   config.rank = base::Rank{rank};
   config.world_size = world_size;
@@ -150,6 +163,7 @@ std::unique_ptr<FabricHandle> make_fabric(
   config.use_gro = gro;
   config.spin = std::move(spin);
   config.generation_bits = generation_bits;
+  config.tuning = tuning_table(tuning);
   crypto::Suite suite = value_or_throw(crypto::parse_suite(suite_name));
   crypto::SecretBuffer job_secret;
   if (const auto text = mutable_view(key_text); !text.empty()) {
@@ -267,8 +281,12 @@ void bind_fabric(py::module_& module) {
            py::arg("port_first"), py::arg("port_last"), py::arg("paths_per_peer"),
            py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
            py::arg("epoch_age_s"), py::arg("epoch_bytes"), py::arg("gso"), py::arg("gro"),
-           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"),
+           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"), py::arg("tuning"),
            py::arg("resolve"))
+      .def("set_tuning",
+           [](FabricHandle& h, const std::vector<TuningTuple>& tuning) {
+             h.fabric->set_tuning(tuning_table(tuning));
+           })
       .def_property_readonly("public_key",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",

@@ -14,6 +14,13 @@ TEST(Types, names__of_what_is_no_enumerator_are_unknown) {
   EXPECT_STREQ("unknown", reduce_op_name(ReduceOp{99}));
 }
 
+TEST(Types, parse_operation_kind__knows_the_collectives) {
+  EXPECT_EQ(parse_operation_kind("reduce_scatter"), OperationKind::kReduceScatter);
+  EXPECT_EQ(parse_operation_kind("barrier"), OperationKind::kBarrier);
+  EXPECT_EQ(parse_operation_kind("send"), std::nullopt);
+  EXPECT_EQ(parse_operation_kind("unknown"), std::nullopt);
+}
+
 TEST(Types, data_type_bytes__of_every_type) {
   size_t total = 0;
   for (int i = static_cast<int>(DataType::kByte); i <= static_cast<int>(DataType::kComplex128);

@@ -164,8 +164,6 @@ TEST(Scenario, check_options__refuses_what_cannot_be_simulated) {
 }
 
 TEST(Scenario, parse__names_are_those_of_the_library) {
-  EXPECT_EQ(parse_kind("reduce_scatter"), collective::OperationKind::kReduceScatter);
-  EXPECT_EQ(parse_kind("send"), std::nullopt);  // not a collective
   EXPECT_EQ(parse_data_type("bfloat16"), collective::DataType::kBfloat16);
   EXPECT_EQ(parse_data_type("complex64"), std::nullopt);  // the oracle has no such type
   EXPECT_EQ(parse_reduce_op("AVG"), collective::ReduceOp::kAvg);
