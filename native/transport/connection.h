@@ -96,6 +96,8 @@ class Connection {
   void handle_packet(base::Instant now, const wire::Header& header, bool is_marked_ce,
                      base::Bytes datagram, base::Duration waited);
   void handle_timeout(base::Instant now);
+  // This process did not run for so long, and heard nobody: the peer has that much more time.
+  void excuse_silence(base::Duration absence) { last_heard_at_ = last_heard_at_ + absence; }
   base::Instant deadline(base::Instant now) const;
   // Fills `burst` and `out`; false when there is nothing to send now.
   bool poll_burst(base::Instant now, base::MutableBytes burst, Transmit& out);
@@ -234,7 +236,7 @@ class Connection {
   bool credit_queued_ = false;                       // a SentCredit is in control_
   uint64_t peer_window_ = kPeerWindowInitial;        // what the peer lets us have in flight
   uint32_t peer_credit_serial_ = 0;                  // of the newest credit from the peer
-  base::Instant last_heard_at_;                      // last packet that verified
+  base::Instant last_heard_at_;                      // last packet that verified; excused: later
   base::Duration waited_;                            // of the packet in hand, in this host
   base::Instant last_sent_at_;                       // last packet that asked for an ack
   // Shorthands for parts of shared_.scratch.

@@ -37,7 +37,16 @@ Endpoint::Endpoint(EndpointConfig config, ReceiveMatcher& matcher)
 
 void Endpoint::check_clock(Instant now) {
   SF_CHECK_MSG(now >= last_now_, "time ran backwards");
+  if (now - last_now_ >= config_.heartbeat) excuse_silence(now);
   last_now_ = now;
+}
+
+// An open connection is due once per heartbeat at least. Who calls a heartbeat too late did not run
+// meanwhile: it was stopped, or its machine was. It heard nobody, which says nothing about them.
+void Endpoint::excuse_silence(Instant now) {
+  const Instant due = std::max(poll_timeout(), last_now_);
+  if (due >= now || now - due < config_.heartbeat) return;
+  for (auto& [rank, peer] : peers_) peer.connection->excuse_silence(now - due);
 }
 
 void Endpoint::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,

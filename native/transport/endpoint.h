@@ -103,6 +103,7 @@ class Endpoint {
   Connection& find_or_make(base::Rank peer, base::Instant now);
   void hint_at(base::Rank peer);
   void check_clock(base::Instant now);
+  void excuse_silence(base::Instant now);
   // The peer may have something to send or a new deadline.
   void mark_dirty(base::Rank peer);
   void update_credits();

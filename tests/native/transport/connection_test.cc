@@ -138,6 +138,40 @@ TEST(Connection, a_silent_peer_is_dead_after_the_death_timeout) {
   EXPECT_EQ(pair.bursts.size(), bursts) << "nothing is sent to the dead";
 }
 
+TEST(Connection, time_in_which_nobody_ran_is_no_silence) {
+  PairOptions options;
+  options.death_timeout = Duration::seconds(3);
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  pair.run_for(Duration::millis(1500));
+  pair.node(0).is_busy = pair.node(1).is_busy = true;  // stopped, as the machine under them
+  pair.run_for(Duration::seconds(60));
+  pair.node(0).is_busy = pair.node(1).is_busy = false;
+  pair.run_for(Duration::seconds(10));
+  EXPECT_EQ(failures(pair), 0u);
+  // The excuse holds for that time alone.
+  pair.node(1).is_paused = true;
+  pair.run_for(Duration::millis(1900));
+  EXPECT_EQ(failures(pair), 0u);
+  pair.run_for(Duration::millis(1200));
+  EXPECT_EQ(failures(pair), 1u);
+}
+
+TEST(Connection, who_was_stopped_still_notices_that_a_peer_has_died) {
+  PairOptions options;
+  options.death_timeout = Duration::seconds(3);
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  pair.node(1).is_paused = true;
+  pair.node(0).is_busy = true;
+  pair.run_for(Duration::seconds(60));
+  pair.node(0).is_busy = false;
+  pair.run_for(Duration::millis(1900));
+  EXPECT_EQ(failures(pair), 0u);
+  pair.run_for(Duration::millis(2200));
+  EXPECT_EQ(failures(pair), 1u);
+}
+
 TEST(Connection, a_peer_that_only_receives_stays_alive) {
   EndpointPair pair;
   ASSERT_TRUE(pair.join());
