@@ -218,8 +218,8 @@ def value_of(expression: str, known: dict[str, str]) -> str:
     text = expression.replace("'", "")
     for name, value in known.items():
         text = re.sub(rf"\b{name}\b", value.replace(",", ""), text)
-    assert re.fullmatch(r"[\d *+<]+", text), expression
-    return f"{eval(text):,}"
+    assert re.fullmatch(r"[\d *+</]+", text), expression
+    return f"{eval(text.replace('/', '//')):,}"
 
 
 def test_constants__of_the_page_are_those_of_the_code() -> None:

@@ -1,6 +1,7 @@
 #include "transport/congestion.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/check.h"
 #include "transport/limits.h"
@@ -27,15 +28,14 @@ CongestionWindow::CongestionWindow(bool heeds_delay)
 
 void CongestionWindow::on_sent(uint64_t bytes, Instant now) {
   in_flight_ += bytes;
-  if (in_flight_ + window_ / 4 >= window_) limited_at_ = now;
-}
-
-bool CongestionWindow::is_at_floor() const {
-  return window_ <= kWindowMin + kDatagramBytesMax / 2;
+  if (in_flight_ + std::max(window_ / 4, bytes) >= window_) limited_at_ = now;
 }
 
 Duration CongestionWindow::target() const {
-  return base::longer(base_, kQueueingDelayTarget);
+  const double share = static_cast<double>(kWindowOfTarget) / static_cast<double>(window_);
+  const double target_ns =
+      static_cast<double>(kQueueingDelayTarget.nanos()) * std::sqrt(std::max(1.0, share));
+  return base::longer(base_, Duration::nanos(static_cast<int64_t>(target_ns)));
 }
 
 // The least delay is forgotten after one to two periods, since routes change.
@@ -94,7 +94,7 @@ void CongestionWindow::on_acked(uint64_t bytes, Instant sent_at) {
     acked_since_growth_ += bytes;
     if (acked_since_growth_ >= window_) {
       acked_since_growth_ = 0;
-      window_ += kWindowStep;
+      window_ += std::min(kWindowStep, window_);
     }
   }
   window_ = std::min(window_, kWindowMax);
@@ -110,7 +110,10 @@ void CongestionWindow::on_lost(uint64_t bytes, Instant sent_at, Instant now) {
   const bool is_congestion =
       !heeds_delay_ || queueing_ > target() || loss_share_ > kLossShareTolerated;
   const uint64_t before = window_;
-  if (!is_congestion || !decrease(window_ * 7 / 10, sent_at, now)) return;
+  // Where packets are lost without a queue, smaller windows would not help.
+  const uint64_t floor = queueing_ > target() ? kWindowMin : std::min(window_, kWindowRestart);
+  const uint64_t lowered = std::max(window_ * 7 / 10, floor);
+  if (!is_congestion || !decrease(lowered, sent_at, now)) return;
   window_before_loss_ = before;
   losses_to_refute_ = 1;
   first_lost_sent_at_ = sent_at;
@@ -127,9 +130,9 @@ void CongestionWindow::on_spurious_loss(Instant sent_at) {
 
 void CongestionWindow::on_persistent_loss() {
   // Repeated timeouts of one outage must not lower the threshold to nothing (RFC 5681 §3.1).
-  if (window_ == kWindowMin) return;
-  slow_start_threshold_ = std::max(window_ / 2, kWindowMin);
-  window_ = kWindowMin;
+  if (window_ == kWindowRestart) return;
+  slow_start_threshold_ = std::max(window_ / 2, kWindowRestart);
+  window_ = kWindowRestart;
   window_before_loss_ = 0;
 }
 

@@ -1,11 +1,11 @@
 // How many bytes one path may have in flight: control by delay, with marks and loss behind it.
 //
 // After Swift (Kumar et al., SIGCOMM 2020): the window grows by a packet per round trip while the
-// queueing delay (what the network took above the least it ever takes) is below a target, and
-// shrinks in proportion to the excess, at most once per round trip. Congestion marks shrink it in
-// proportion to their share (DCTCP, RFC 8257). A loss shrinks it when the queue is long as well, or
-// when losses are frequent: a link that merely drops a packet now and then is not congested.
-// It starts by doubling. It grows only while it is what limits the sender.
+// queueing delay (what the network took above the least it ever takes) is below a target, which is
+// higher for small windows, and shrinks in proportion to the excess, at most once per round trip.
+// Congestion marks shrink it in proportion to their share (DCTCP, RFC 8257). A loss shrinks it when
+// the queue is long as well, or when losses are frequent: a link that merely drops a packet now and
+// then is not congested. It starts by doubling. It grows only while it is what limits the sender.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,9 @@ class CongestionWindow {
   // What one ack says of the path, before its packets are counted: the delay of the newest packet
   // it acknowledges, which left at `sent_at`.
   void on_delay(base::Duration delay, base::Instant sent_at, base::Instant now);
+  // The route is not expected to be longer than this, whatever the first sample is: of a path that
+  // is opened in the middle of traffic, that holds the queue.
+  void assume_base(base::Duration delay, base::Instant now) { update_base(delay, now); }
   // Of `acked` packets that an ack settles, `marked` met congestion.
   void on_marked(uint64_t marked, uint64_t acked, base::Instant sent_at, base::Instant now);
   // `sent_at` of the packet that was acknowledged.
@@ -43,10 +46,11 @@ class CongestionWindow {
   uint64_t in_flight() const { return in_flight_; }
   // The newest packet met a queue of more than twice the target, or was marked.
   bool is_congested() const { return is_congested_; }
-  bool is_at_floor() const;
   // The queueing delay that is aimed at.
   base::Duration target() const;
   base::Duration queueing_delay() const { return queueing_; }
+  // The least delay; 0 before the first sample.
+  base::Duration base_delay() const { return base_; }
 
  private:
   void update_base(base::Duration delay, base::Instant now);

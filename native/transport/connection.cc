@@ -88,9 +88,23 @@ SendingPath& Connection::open_sending_path(PathId id, Instant now) {
                                                    std::move(sealer), datagram_bytes_,
                                                    config.heeds_delay));
   SendingPath& path = *sending_.back();
+  const Duration base = least_base_delay();
+  if (state_ == ConnectionState::kOpen && base < Duration::forever()) {
+    path.congestion.assume_base(base, now);
+  }
   path.next_challenge_at = now;
   path.challenge_interval = kProbeIntervalMin;
   return path;
+}
+
+// Forever when no path has a sample.
+Duration Connection::least_base_delay() const {
+  Duration least = Duration::forever();
+  for (const auto& path : sending_) {
+    const Duration base = path->congestion.base_delay();
+    if (base > Duration()) least = base::shorter(least, base);
+  }
+  return least;
 }
 
 ReceivingPath* Connection::receiving_path(PathId id) {
@@ -216,6 +230,7 @@ Instant Connection::deadline(Instant now) const {
   }
   const EndpointConfig& config = shared_.config;
   if (state_ == ConnectionState::kOpen) {
+    if (has_payload()) earliest = base::earlier(earliest, scheduler_.room_at(sending_, now));
     earliest = base::earlier(earliest, epochs_.deadline(epoch_linger(), epoch_patience()));
     earliest = base::earlier(earliest, last_sent_at_ + config.heartbeat);
     earliest = base::earlier(earliest, last_heard_at_ + config.death_timeout);

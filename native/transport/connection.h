@@ -145,6 +145,7 @@ class Connection {
   // connection.cc: set-up, liveness
   void open_sending_paths(size_t count, base::Instant now);
   SendingPath& open_sending_path(base::PathId id, base::Instant now);
+  base::Duration least_base_delay() const;  // of all paths
   PathReport report_of(const SendingPath& path, base::Instant now) const;
   ReceivingPath* receiving_path(base::PathId id);
   void report_failure(base::ErrorCode code, const std::string& what);
@@ -207,7 +208,7 @@ class Connection {
                         SentPacket& record);
   void fill_acks(base::Instant now, PacketBuilder& builder);
   void fill_control(PacketBuilder& builder, SentPacket& record);
-  uint64_t fill_data(PacketBuilder& builder, SentPacket& record);
+  uint64_t fill_data(SendingPath& path, PacketBuilder& builder, SentPacket& record);
   SendingPath* sending_path(base::PathId id);
   // Appends a control frame; too many of them are a peer that acknowledges nothing.
   void queue_control(ControlFrame frame);

@@ -124,7 +124,8 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
   for (size_t segment = 0; segment < std::max<size_t>(segments_max, 1); ++segment) {
     SentPacket record;
     const bool is_first = segment == 0;
-    const bool may_go_on = turn.takes_payload && path->has_room() && used < path->burst_bytes_max();
+    const bool may_go_on =
+        turn.takes_payload && path->has_room(now) && used < path->burst_bytes_max();
     if (!is_first && !may_go_on) break;
     if (!fill_packet(turn, now, is_first, builder, record)) break;
     const size_t size = builder.size() + kPacketOverhead;
@@ -156,7 +157,9 @@ bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder
   const bool counts_as_in_flight = record.is_ack_eliciting && record.mtu_probe_bytes == 0;
   record.sent_at = now;
   record.bytes = counts_as_in_flight ? static_cast<uint32_t>(datagram.size()) : 0;
-  path.congestion.on_sent(record.bytes, now);
+  path.on_sent(record.bytes, now);
+  if (record.bytes > 0) path.asked_for_ack = record.asks_for_ack;
+  if (record.asks_for_ack) path.bytes_unasked = 0;
   if (record.is_ack_eliciting) last_sent_at_ = now;
   path.sent.on_sent(number, std::move(record));
   ++shared_.traffic.packets_sealed;
@@ -186,9 +189,9 @@ bool Connection::fill_packet(const Turn& turn, Instant now, bool is_first, Packe
     fill_path_frames(path, now, builder, record);
     fill_acks(now, builder);
   }
-  if (turn.takes_payload && path.has_room()) {
+  if (turn.takes_payload && path.has_room(now)) {
     fill_control(builder, record);
-    if (has_peer_room()) path.message_bytes += fill_data(builder, record);
+    if (has_peer_room()) path.message_bytes += fill_data(path, builder, record);
     // More follows in this burst: every datagram but the last has the full size.
     if (!builder.empty() && has_payload()) builder.pad();
   }
@@ -267,11 +270,16 @@ void Connection::fill_control(PacketBuilder& builder, SentPacket& record) {
 }
 
 // Returns the bytes of payload added.
-uint64_t Connection::fill_data(PacketBuilder& builder, SentPacket& record) {
+uint64_t Connection::fill_data(SendingPath& path, PacketBuilder& builder, SentPacket& record) {
   uint64_t added = 0;
+  bool asks = false;
   while (sends_.has_next()) {
-    const auto frame = sends_.next(builder.data_room());
+    auto frame = sends_.next(builder.data_room());
     if (!frame) break;
+    const size_t packet_bytes =
+        sends_.has_next() ? path.mtu.mtu() : kPacketOverhead + builder.size() + frame->bytes.size();
+    frame->wants_ack_now = frame->wants_ack_now || path.wants_ack_of_next(packet_bytes);
+    asks = asks || frame->wants_ack_now;
     SF_CHECK(builder.add_data(*frame));
     added += frame->bytes.size();
     record.is_ack_eliciting = true;
@@ -284,6 +292,7 @@ uint64_t Connection::fill_data(PacketBuilder& builder, SentPacket& record) {
       record.data = data;
     }
   }
+  record.asks_for_ack = asks;
   return added;
 }
 

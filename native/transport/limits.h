@@ -88,14 +88,27 @@ inline constexpr uint32_t kProbeEchoesNeeded = 2;
 inline constexpr size_t kInFlightPacketsMax = 4096;
 
 // --- Congestion ----------------------------------------------------------------------------------
-inline constexpr uint64_t kWindowInitial = 256 * 1024;
-inline constexpr uint64_t kWindowMin = 2 * kDatagramBytesMax;
+// A path's; the first kPathsOpenedFirst together have kPeerWindowInitial, about.
+inline constexpr uint64_t kWindowInitial = 4 * kDatagramBytesMax;
+// After timeouts, and what losses alone leave: a lost packet needs another one behind it to tell.
+inline constexpr uint64_t kWindowRestart = 2 * kDatagramBytesMax;
+// Where many share a queue, each has less than a packet in flight: pauses see to that. Much less,
+// and the way back up would take long.
+inline constexpr uint64_t kWindowMin = kDatagramBytesMax / 4;
+// Below so many packets, a window goes out with pauses instead of being rounded to whole packets.
+inline constexpr uint64_t kPacedPackets = 4;
+// An ack is asked for with each of so many parts of a window, once it is half full: the receiver,
+// who would wait for kAckEveryBytes or kAckDelayMax, does not know how small the window is.
+inline constexpr uint64_t kAcksPerWindow = 4;
 inline constexpr uint64_t kWindowMax = 2 * 1024 * 1024;
 // Additive growth per round trip.
 inline constexpr uint64_t kWindowStep = kDatagramBytesMax;
 // Queueing delay that a path aims at, if its round trip without a queue is not longer: the noise of
 // software at both ends is of this order.
 inline constexpr base::Duration kQueueingDelayTarget = base::Duration::micros(500);
+// Smaller windows aim at more, by the square root (Swift §3.4): they are of slow links, where a
+// packet takes long, or of many that share one, whose packets meet.
+inline constexpr uint64_t kWindowOfTarget = 16 * kDatagramBytesMax;
 // The least delay of a path is remembered for one to two of these.
 inline constexpr base::Duration kBaseDelayPeriod = base::Duration::seconds(10);
 // Losses up to this share of a path's packets (in 1/65536: 3 %) are not taken for congestion while
@@ -113,8 +126,6 @@ inline constexpr base::Duration kCalmPeriod = base::Duration::seconds(1);
 inline constexpr base::Duration kSameDelay = base::Duration::micros(50);
 // How often the set of paths in use is looked over.
 inline constexpr base::Duration kReviewInterval = base::Duration::millis(10);
-// How long half of the paths rest until the others' queues tell whether it helped.
-inline constexpr base::Duration kTrialPeriod = base::Duration::millis(30);
 
 // --- Credits against incast ----------------------------------------------------------------------
 // What a peer may have in flight to us before we have told it: a few bursts.

@@ -60,8 +60,18 @@ struct SendingPath {
   // When the probe timer fires; never while nothing that asks for an ack is in flight. The first
   // time it asks the path, the second it judges the answer, later ones are probe timeouts.
   base::Instant probe_deadline() const;
-  // Room for one more full packet, now. An empty window always admits one.
-  bool has_room() const;
+  // Counts a packet as in flight. Where the window is of few packets, a pause follows, so that a
+  // window goes out per round trip, whether it is one and a half packets or a quarter.
+  void on_sent(uint64_t bytes, base::Instant now);
+  // Room for one more full packet, now; after a pause, the last one may overshoot. An empty window
+  // always admits one, after the pause.
+  bool has_room(base::Instant now) const;
+  // Whether the next packet, of so many bytes, is to ask for its ack: half of the window is full
+  // and a quarter has gone out without that, or no other packet fits behind it. The receiver cannot
+  // know how small the window is.
+  bool wants_ack_of_next(uint64_t bytes) const;
+  // When there will be room though nothing arrives: the end of the pause; never if there is none.
+  base::Instant room_at(base::Instant now) const;
   // How much one burst may take, so that several bursts make a window.
   size_t burst_bytes_max() const;
   // Each challenge has its own value: an echo that is slower than the repetition must not be timed
@@ -70,6 +80,12 @@ struct SendingPath {
   // When the echoed challenge was sent, if it is one of ours; all of them are settled then.
   std::optional<base::Instant> on_echo(uint64_t value);
   void forget_challenges() { challenges.fill({}); }
+
+  // What has to be free for the next packet. Not single packets of a large window: they would be
+  // bursts of one.
+  uint64_t least_room() const;
+  // The window is of so few packets that rounding to whole ones would double or halve the rate.
+  bool is_paced() const;
 
   base::PathId id;                           // as I number it
   base::SocketAddress to;                    // the peer's socket
@@ -83,6 +99,9 @@ struct SendingPath {
   SentPackets sent;             // not yet settled
   base::Instant avoided_until;  // end of the round of avoidance
   base::Instant congested_at;   // last ack that told of congestion; 0: none did
+  base::Instant paused_until;   // see on_sent()
+  bool asked_for_ack = false;   // the last packet that carried payload did, at once
+  uint64_t bytes_unasked = 0;   // sent since a packet asked for its ack; see wants_ack_of_next()
   uint32_t ce_count = 0;        // marks that the peer has reported
   uint64_t packets_lost = 0;    // declared lost here
   uint32_t probe_count = 0;     // probe timers fired since the last ack

@@ -14,20 +14,8 @@ bool is_used(const std::unique_ptr<SendingPath>& path) {
   return path->is_in_use && path->is_active();
 }
 
-// Of the newest samples.
-Duration mean_queueing(PathScheduler::Paths paths) {
-  Duration sum;
-  int64_t used = 0;
-  for (const auto& path : paths) {
-    if (!is_used(path)) continue;
-    sum = sum + path->congestion.queueing_delay();
-    ++used;
-  }
-  return sum / std::max<int64_t>(used, 1);
-}
-
-bool can_carry(const SendingPath& path) {
-  return path.is_in_use && path.is_active() && path.has_room();
+bool can_carry(const SendingPath& path, Instant now) {
+  return path.is_in_use && path.is_active() && path.has_room(now);
 }
 
 // How long the next burst would take here: in proportion to the delay and to how full the window
@@ -80,7 +68,7 @@ Duration worthwhile_delay(PathScheduler::Paths paths, const Delays& delays,
 
 SendingPath* PathScheduler::pick(Paths paths, const SendQueue& sends, base::Random& random,
                                  Instant now) {
-  if (is_blind_) return pick_blindly(paths);
+  if (is_blind_) return pick_blindly(paths, now);
   const Delays delays = delays_of(paths);
   if (may_keep(delays.least, sends, now)) return last_;
   if (std::none_of(paths.begin(), paths.end(), is_used))
@@ -95,16 +83,16 @@ SendingPath* PathScheduler::pick(Paths paths, const SendQueue& sends, base::Rand
 
 // For one packet, when there is not a queue of others there.
 bool PathScheduler::may_keep(Duration fastest, const SendQueue& sends, Instant now) const {
-  return last_ != nullptr && can_carry(*last_) && !last_->is_avoided(now) &&
+  return last_ != nullptr && can_carry(*last_, now) && !last_->is_avoided(now) &&
          last_->congestion.in_flight() <= kDatagramBytesMax &&
          last_->rtt.delay() <= fastest + fastest / 4 + kSameDelay &&
          sends.sendable_bytes(kDatagramBytesMax + 1) <= kDatagramBytesMax;
 }
 
-SendingPath* PathScheduler::pick_blindly(Paths paths) {
+SendingPath* PathScheduler::pick_blindly(Paths paths, Instant now) {
   for (size_t i = 0; i < paths.size(); ++i) {
     SendingPath& path = *paths[(next_ + i) % paths.size()];
-    if (!can_carry(path)) continue;
+    if (!can_carry(path, now)) continue;
     next_ = (next_ + i + 1) % paths.size();
     return &path;
   }
@@ -115,7 +103,8 @@ SendingPath* PathScheduler::pick_blindly(Paths paths) {
 SendingPath* PathScheduler::pick_measured(Paths paths, Duration delay_max, base::Random& random,
                                           Instant now, bool is_strict) {
   const auto is_candidate = [&](const SendingPath& path) {
-    return can_carry(path) && path.rtt.delay() <= delay_max && !(is_strict && path.is_avoided(now));
+    return can_carry(path, now) && path.rtt.delay() <= delay_max &&
+           !(is_strict && path.is_avoided(now));
   };
   size_t count = 0;
   for (const auto& path : paths) count += is_candidate(*path) ? 1 : 0;
@@ -133,14 +122,20 @@ SendingPath* PathScheduler::pick_measured(Paths paths, Duration delay_max, base:
   return cost(*drawn[1]) < cost(*drawn[0]) ? drawn[1] : drawn[0];  // the draw breaks a tie
 }
 
+Instant PathScheduler::room_at(Paths paths, Instant now) const {
+  Instant earliest = Instant::never();
+  for (const auto& path : paths) {
+    if (is_used(path)) earliest = base::earlier(earliest, path->room_at(now));
+  }
+  return earliest;
+}
+
 size_t PathScheduler::review(Paths paths, Instant now) {
   if (is_blind_ || now < last_review_at_ + kReviewInterval) return 0;
   const Instant since = std::exchange(last_review_at_, now);
-  if (trial_.paths > 0) return now - trial_.began_at < kTrialPeriod ? 0 : end_trial(paths, now);
   size_t used = 0;
   size_t congested = 0;
   size_t clear = 0;  // neither congested nor near it: in one queue, all are of about one delay
-  size_t at_floor = 0;
   for (const auto& path : paths) {
     if (!is_used(path)) continue;
     ++used;
@@ -148,16 +143,11 @@ size_t PathScheduler::review(Paths paths, Instant now) {
     const bool is_short = path->congestion.queueing_delay() <= path->congestion.target();
     congested += is_congested ? 1 : 0;
     clear += !is_congested && is_short ? 1 : 0;
-    at_floor += path->congestion.is_at_floor() ? 1 : 0;
   }
   const bool was_limited = std::exchange(was_limited_, false);
   if (congested > 0 || was_limited) last_trouble_at_ = now;
   if (used == 0) return 0;
-  if (clear == 0 && at_floor == used) {
-    if (used == 1 || now < next_trial_at_) return 0;
-    trial_ = {used, mean_queueing(paths), now};
-    keep(paths, used / 2);
-  } else if (congested > 0 && clear > 0) {
+  if (congested > 0 && clear > 0) {
     return add(paths, congested);
   } else if (was_limited && clear == used && used < kPathsOpenedFirst) {
     return add(paths, 1);
@@ -165,14 +155,6 @@ size_t PathScheduler::review(Paths paths, Instant now) {
     keep(paths, kPathsWhenCalm);
   }
   return 0;
-}
-
-size_t PathScheduler::end_trial(Paths paths, Instant now) {
-  const Trial trial = std::exchange(trial_, Trial());
-  if (mean_queueing(paths) <= trial.queueing * 3 / 4) return 0;
-  next_trial_at_ = now + kCalmPeriod;
-  const auto used = std::count_if(paths.begin(), paths.end(), is_used);
-  return add(paths, trial.paths - std::min(trial.paths, static_cast<size_t>(used)));
 }
 
 size_t PathScheduler::add(Paths paths, size_t count) {

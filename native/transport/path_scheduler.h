@@ -11,8 +11,7 @@
 // Set: several paths cost several windows. While nothing collides and the windows are not what
 // limits the sender, kPathsWhenCalm are used; when windows limit it and nothing is congested, more.
 // When some of the paths are congested and others are not, more are opened: other ports take other
-// routes. When all are congested with windows at their floor, they may share a bottleneck: half of
-// them rest, and if that does not shorten the queues, each had its own, and they are taken back.
+// routes.
 #pragma once
 
 #include <memory>
@@ -33,12 +32,14 @@ class PathScheduler {
 
   // Null when no path should take data of `sends` now.
   SendingPath* pick(Paths paths, const SendQueue& sends, base::Random& random, base::Instant now);
+  // When a path that pauses takes data again; never when none does.
+  base::Instant room_at(Paths paths, base::Instant now) const;
   // Looks the set over, at most every kReviewInterval; returns how many paths more should be
   // opened.
   size_t review(Paths paths, base::Instant now);
 
  private:
-  SendingPath* pick_blindly(Paths paths);
+  SendingPath* pick_blindly(Paths paths, base::Instant now);
   bool may_keep(base::Duration fastest, const SendQueue& sends, base::Instant now) const;
   SendingPath* pick_measured(Paths paths, base::Duration delay_max, base::Random& random,
                              base::Instant now, bool is_strict);
@@ -46,13 +47,6 @@ class PathScheduler {
   size_t add(Paths paths, size_t count);
   // Gives up the slowest until `count` are in use.
   void keep(Paths paths, size_t count);
-  // Half of the paths rest, to find out whether the others' queues get shorter.
-  struct Trial {
-    size_t paths = 0;         // in use before; 0: there is no trial
-    base::Duration queueing;  // mean of them before
-    base::Instant began_at;
-  };
-  size_t end_trial(Paths paths, base::Instant now);
 
   bool is_blind_;
   size_t next_ = 0;                // round robin
@@ -60,8 +54,6 @@ class PathScheduler {
   bool was_limited_ = false;       // since the last review, no path had room
   base::Instant last_review_at_;   // see kReviewInterval
   base::Instant last_trouble_at_;  // last review that saw congestion, or a sender limited by it
-  Trial trial_;                    // the one that is under way
-  base::Instant next_trial_at_;    // not before, since the last one failed
 };
 
 }  // namespace securefabric::transport

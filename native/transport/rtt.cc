@@ -35,8 +35,12 @@ void RttEstimator::on_spurious_loss(Duration age) {
 
 Duration RttEstimator::tail_probe() const {
   if (!has_sample_) return kInitialRtt * 2;
-  const Duration late = base::longer(srtt_ * 2, srtt_ + rttvar_ * 4);
-  return base::shorter(late + kAckDelayMax, kPtoMax);
+  return base::shorter(base::longer(srtt_ * 3 / 2, srtt_ + rttvar_ * 4), kPtoMax);
+}
+
+Duration RttEstimator::judgement() const {
+  if (!has_sample_) return kInitialRtt * 2;
+  return base::shorter(base::longer(srtt_ * 2, srtt_ + rttvar_ * 4), kPtoMax);
 }
 
 Duration RttEstimator::pto() const {

@@ -47,6 +47,7 @@ struct SentPacket {
   uint32_t bytes = 0;                 // on the wire; 0 when it does not count as in flight
   State state = State::kInFlight;     // see above
   bool is_ack_eliciting = false;      // the peer will acknowledge it
+  bool asks_for_ack = false;          // at once
   uint16_t mtu_probe_bytes = 0;       // size of a probe of the path's MTU; 0: it is none
   std::optional<SentData> data;       // the first fragment: nearly always the only frame
   std::vector<ReliableFrame> others;  // whatever else must arrive; nearly always empty

@@ -205,6 +205,23 @@ TEST(Congestion, one_slow_path__measured_choice_beats_blind_spraying) {
   EXPECT_LT(took[0], 0.9 * took[1]);
 }
 
+// Sixteen paths to a link whose queue has room for thirty packets: each has less than one in
+// flight. With two at least, a third of all bytes was sent twice.
+TEST(Congestion, many_paths_over_few_links__share_their_queues) {
+  ClusterOptions options = on_slow_links(1, kGigabit / 5);
+  options.network.parallel_links = 4;
+  options.link.queue_bytes_max = 256 * 1024;
+  options.sockets_per_rank = 8;
+  options.paths_per_peer = 64;
+  Fleet fleet(options);
+  fleet.expect_works(all_reduce_of(1'000));
+  const double took = seconds_of(fleet, all_reduce_of(8'000'000));
+  RecordProperty("ratio", std::to_string(took / seconds_for(64'000'000, 8 * kGigabit / 5)));
+  EXPECT_LE(took, 1.25 * seconds_for(64'000'000, 8 * kGigabit / 5));
+  // Of 7,000, when the paths are opened.
+  EXPECT_LE(fleet.cluster.traffic().packets_lost, 70u);
+}
+
 // --- Failure ---
 
 TEST(Congestion, a_path_is_cut__its_data_moves_within_milliseconds) {

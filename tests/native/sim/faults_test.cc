@@ -77,7 +77,7 @@ TEST(Faults, queue_that_overflows_is_only_slow) {
   options.kind = OperationKind::kAllToAll;
   options.cluster.ranks = 6;
   options.cluster.link.rate_bits_per_second = 50'000'000;
-  options.cluster.link.queue_bytes_max = 40'000;
+  options.cluster.link.queue_bytes_max = 15'000;  // not two packets
   options.count = 200'000;
   const ScenarioReport report = run_scenario(options);
   EXPECT_TRUE(report.ok()) << describe_failures(options, report);

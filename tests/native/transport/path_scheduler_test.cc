@@ -69,7 +69,7 @@ TEST_F(PathSchedulerTest, pick__a_slow_path_only_with_enough_to_send) {
   for (const size_t full : {0, 1}) paths_[full]->congestion.on_sent(kWindowInitial, at(0));
   EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr) << "the others are soon free";
   // They carry two windows in a round trip, and fifty round trips before the slow one delivers.
-  for (int i = 1; i < 60; ++i) post(kEagerMessageBytesMax);
+  for (int i = 1; i < 40; ++i) post(kEagerMessageBytesMax);
   EXPECT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), nullptr);
   for (int64_t delay_us = 100; delay_us < 900; delay_us += 100) {
     for (int i = 0; i < 100; ++i) {
@@ -186,33 +186,33 @@ TEST_F(PathSchedulerTest, review__collisions_ask_for_other_routes) {
   EXPECT_EQ(scheduler_.review(paths_, at(21'000)), 2u);
 }
 
-TEST_F(PathSchedulerTest, review__one_bottleneck_for_all_needs_no_spraying) {
+TEST_F(PathSchedulerTest, review__congestion_everywhere_takes_no_path_away) {
   open({100, 100, 100, 100});
-  for (int64_t ms = 10; ms < 100; ms += 10) {
-    for (const auto& path : paths_) {
-      path->congestion.on_persistent_loss();
-      path->congested_at = at(ms * 1000);
-    }
-    scheduler_.review(paths_, at(ms * 1000));
-  }
-  EXPECT_EQ(used(), 1u);
-}
-
-TEST_F(PathSchedulerTest, review__slow_paths_with_a_queue_each_are_taken_back) {
-  open({100, 100, 100, 100});
-  size_t resting = 0;
   for (int64_t ms = 10; ms < 1000; ms += 10) {
     for (const auto& path : paths_) {
-      path->congestion.on_delay(Duration::micros(ms == 10 ? 100 : 2000), at(ms * 1000 - 2000),
+      path->congestion.on_delay(Duration::micros(ms == 10 ? 100 : 9000), at(ms * 1000 - 2000),
                                 at(ms * 1000));
       path->congestion.on_persistent_loss();
       path->congested_at = at(ms * 1000);
     }
-    scheduler_.review(paths_, at(ms * 1000));
-    resting += 4 - used();
+    EXPECT_EQ(scheduler_.review(paths_, at(ms * 1000)), 0u);
   }
   EXPECT_EQ(used(), 4u);
-  EXPECT_EQ(resting, 3u * 2) << "two of them, for three reviews";
+}
+
+TEST_F(PathSchedulerTest, room_at__of_the_first_pause_that_ends) {
+  open({100, 200, 100});
+  EXPECT_TRUE(scheduler_.room_at(paths_, at(0)).is_never());
+  for (const auto& path : paths_) {
+    path->mtu.on_probe_acked(kDatagramBytesMax, at(0));
+    path->congestion.on_persistent_loss();
+  }
+  paths_[1]->on_sent(kDatagramBytesMax, at(0));
+  EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(100)) << "half of a round trip";
+  paths_[0]->on_sent(kDatagramBytesMax, at(0));
+  EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(50));
+  paths_[0]->is_in_use = false;
+  EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(100));
 }
 
 }  // namespace

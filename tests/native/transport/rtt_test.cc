@@ -61,10 +61,11 @@ TEST(RttEstimator, pto__stays_between_floor_and_ceiling) {
   EXPECT_EQ(slower.tail_probe(), kPtoMax);
 }
 
-TEST(RttEstimator, tail_probe__is_two_round_trips_where_they_are_steady) {
+TEST(RttEstimator, tail_probe__is_one_and_a_half_round_trips_where_they_are_steady) {
   RttEstimator rtt;
   for (int i = 0; i < 50; ++i) rtt.on_sample(Duration::micros(300), Duration());
-  EXPECT_EQ(rtt.tail_probe(), Duration::micros(600) + kAckDelayMax);
+  EXPECT_EQ(rtt.tail_probe(), Duration::micros(450));
+  EXPECT_EQ(rtt.judgement(), Duration::micros(600));
   rtt.on_sample(Duration::millis(8), Duration());
   EXPECT_GT(rtt.tail_probe(), Duration::millis(8)) << "after a stall it waits for the next";
 }
