@@ -106,7 +106,7 @@ fabric = _C.Fabric(
     addresses=["127.0.0.1"], interfaces="", sockets_per_interface=1, port_first=0, port_last=0,
     paths_per_peer=1, join_timeout_s=60.0, death_timeout_s=10.0, heartbeat_s=1.0,
     epoch_age_s=3600.0, epoch_bytes=1 << 40, gso=True, gro=True, spin="never", eager_connect=True,
-    generation_bits=22, resolve=resolve,
+    generation_bits=22, tuning=[], resolve=resolve,
 )
 fabric.set_entry(b"an entry")
 group = _C.Backend(
