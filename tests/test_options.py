@@ -198,6 +198,7 @@ def test_warn_of_unknown_settings__all_that_there_are_are_known(
 ) -> None:
     for name in ("SECUREFABRIC_STORE", "SECUREFABRIC_STRICT", *map(twin_of, OTHER_VALUES)):
         monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("SECUREFABRIC_VECTORS", raising=False)  # names test data, no setting
     monkeypatch.setenv("SECUREFABRICS", "somebody else's")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -209,7 +209,9 @@ dist.all_reduce(total)
 store = distributed_c10d._get_default_store()
 while hasattr(store, "underlying_store"):
     store = store.underlying_store
-print("rank", dist.get_rank(), int(total), type(store).__module__, flush=True)
+line = f"rank {dist.get_rank()} {int(total)} {type(store).__module__}\\n"
+sys.stdout.write(line)  # at once: launchers switch buffers off, and the other rank writes as well
+sys.stdout.flush()
 dist.destroy_process_group()
 """
 

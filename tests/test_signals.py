@@ -16,18 +16,22 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import await_meeting, join, meet, run_ranks
+from testbed.stages import wait_until
+
+STANDS = 30  # looks at which the main thread was where it is
 
 
 def _interrupt_when_it_waits(main: int, where: str) -> None:
-    """Send SIGINT when the main thread has stood at one place of such a file for a while."""
+    """Send SIGINT when the main thread has stood at one place of such a file for a while: so long
+    that it waits in a call, and was not merely kept from running by a busy machine."""
     until = time.monotonic() + 60
     places: list[object] = []
     while time.monotonic() < until:
         frame = sys._current_frames()[main]
         places.append((frame.f_code, frame.f_lasti))
-        if where in frame.f_code.co_filename and places[-5:] == [places[-1]] * 5:
+        if where in frame.f_code.co_filename and places[-STANDS:] == [places[-1]] * STANDS:
             break
-        time.sleep(0.03)
+        time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -45,7 +49,7 @@ def _interrupted(where: str) -> Iterator[None]:
         raise AssertionError("nothing was interrupted")
 
 
-def _wait_and_be_interrupted(rank: int, kind: str) -> float:
+def _wait_and_be_interrupted(rank: int, kind: str, wanted: float) -> float:
     join()
     dist.barrier()
     group: Any = dist.group.WORLD
@@ -68,15 +72,21 @@ def _wait_and_be_interrupted(rank: int, kind: str) -> float:
     dist.barrier(group=group)
     total = torch.ones(1)
     dist.all_reduce(total)
+
+    def result() -> float:
+        return float(sparse.to_dense()[0, 0] if kind == "sparse" else tensor[0])
+
+    # Nobody tells who was interrupted when it is done, and a sparse call is several operations.
+    wait_until(lambda: result() == wanted, f"{kind} to be done")
     dist.destroy_process_group()
-    return float(sparse.to_dense()[0, 0] if kind == "sparse" else tensor[0]) + float(total)
+    return result() + float(total)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("all_reduce", 3.0), ("sparse", 2.0), ("recv", 2.0)])
 def test_ctrl_c__ends_the_wait_and_leaves_the_group_as_it_is(
     key_file: str, kind: str, value: float
 ) -> None:
-    for outcome in run_ranks(_wait_and_be_interrupted, 2, kind, key_file=key_file):
+    for outcome in run_ranks(_wait_and_be_interrupted, 2, kind, value, key_file=key_file):
         assert outcome.error is None, outcome.details
         assert outcome.value == value + 2.0
 
