@@ -29,7 +29,7 @@ base::Instant SendingPath::probe_deadline() const {
   if (probe_count == 0) {
     return since + rtt.tail_probe() + (asked_for_ack ? base::Duration() : kAckDelayMax);
   }
-  if (probe_count == 1) return since + rtt.judgement();
+  if (probe_count == 1) return since + rtt.tail_probe();
   const auto doublings = std::min<uint32_t>(probe_count - 2, 10);
   return since + base::shorter(rtt.pto() * (int64_t{1} << doublings), kPtoMax);
 }

@@ -38,11 +38,6 @@ Duration RttEstimator::tail_probe() const {
   return base::shorter(base::longer(srtt_ * 3 / 2, srtt_ + rttvar_ * 4), kPtoMax);
 }
 
-Duration RttEstimator::judgement() const {
-  if (!has_sample_) return kInitialRtt * 2;
-  return base::shorter(base::longer(srtt_ * 2, srtt_ + rttvar_ * 4), kPtoMax);
-}
-
 Duration RttEstimator::pto() const {
   if (!has_sample_) return base::longer(kInitialRtt * 2, kPtoMin);
   const Duration timeout = srtt_ + rttvar_ * 4 + kAckDelayMax;

@@ -26,10 +26,9 @@ class RttEstimator {
   // Of the network, in the newest sample and smoothed.
   base::Duration latest_delay() const { return latest_delay_; }
   base::Duration delay() const { return delay_; }
-  // How long a path that owes an ack is silent before it is asked.
+  // How long a path that owes an ack is silent before it is asked, and after that before it is
+  // judged.
   base::Duration tail_probe() const;
-  // How long after that it is judged.
-  base::Duration judgement() const;
   // The probe timeout without back-off.
   base::Duration pto() const;
   // How long after its sending a packet may still be overtaken by later ones of its path.

@@ -49,7 +49,7 @@ TEST(SendingPath, probe_deadline__asks_judges_then_doubles_up_to_the_ceiling) {
   path.asked_for_ack = true;
   EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe()) << "the ack was to come at once";
   path.probe_count = 1;
-  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.judgement());
+  EXPECT_EQ(path.probe_deadline(), at(0) + path.rtt.tail_probe());
   path.probe_count = 2;
   EXPECT_EQ(path.probe_deadline(), at(0) + kPtoMin);
   path.probe_count = 5;
