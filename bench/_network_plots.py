@@ -296,6 +296,9 @@ def draw_bulk(data: Data, stem: Path) -> list[str]:
         start, end = row["ended"][0], row["ended"][-1]
         received = [(at, count) for at, count in row["received"] if start <= at <= end]
         first = received[0][1]
+        # A rank that has everything may still be sending: two ranks exchange all bytes of it.
+        whole = first + data["bytes"]
+        received = [(at, count) for at, count in received if count < whole]
         axes.plot(
             [at - start for at, _ in received],
             [(count - first) / 2**20 for _, count in received],
@@ -307,7 +310,8 @@ def draw_bulk(data: Data, stem: Path) -> list[str]:
         gaps = sorted(b - a for a, b in pairwise(moved))
         srtt = row["srtt_us"]
         lines.append(
-            f"{KEY_NAMES[name]}: {end - start:.2f} s, {row['packets']:,} packets sealed, "
+            f"{KEY_NAMES[name]}: {end - start:.2f} s, {row['sealed']:,} packets sealed, "
+            f"{row['acks']:,} acks, "
             f"{len(row['changes'])} key exchanges seen, longest time without a new byte "
             f"{gaps[-1] * 1e3:.1f} ms; round trip {srtt[len(srtt) // 2] / 1e3:.1f} ms, "
             f"slowest path's {srtt[-1] / 1e3:.1f}; {row['lost']:,} packets lost, "

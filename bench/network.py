@@ -427,8 +427,7 @@ def measure_bulk(size: Size) -> dict[str, Any]:
             "received": [[sample["at"], sample["received_bytes"]] for sample in samples],
             "changes": _changes(samples),
             "srtt_us": sorted(path[3] for path in samples[len(samples) // 2]["paths"]),
-            "packets": result["counted"]["packets_sealed"],
-            "lost": result["counted"]["packets_lost"],
+            **{name: samples[-1][name] - samples[0][name] for name in ("sealed", "acks", "lost")},
             "drops": result["counted"]["drops"],
         }
     return {"bytes": size.bulk_numel * FLOAT_BYTES, "loss": 0.05, "rows": rows}
