@@ -175,7 +175,9 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
                            uint64_t{1} << (provider.value()->forgery_bits_max() - 1)};
   endpoint.random_seed = reader.u64();
   endpoint.spi_base = base::Spi{reader.u32()};
-  endpoint.socket_count = sockets.size();
+  for (const UdpSocket& socket : sockets) {
+    endpoint.sockets.push_back(socket.local_address().family());
+  }
   endpoint.paths_per_peer = config.paths_per_peer;
   endpoint.datagram_bytes_max = fabric->datagram_bytes_max_;
   endpoint.receive_budget_bytes = receive_budget(sockets);

@@ -88,7 +88,7 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   base::Random of_job(options_.impostors.contains(rank) ? ~options_.seed : options_.seed);
   config.job_secret = random_secret(of_job, 32);
   config.spi_base = base::Spi{static_cast<uint32_t>(random.next())};
-  config.socket_count = options_.sockets_per_rank;
+  config.sockets.assign(options_.sockets_per_rank, base::AddressFamily::kIpv4);
   config.paths_per_peer = options_.paths_per_peer;
   config.datagram_bytes_max = options_.datagram_bytes_max;
   config.burst_segments_max = options_.burst_segments_max;

@@ -54,15 +54,21 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
   shared_.pool.add(peer_);
   shared_.shares_changed = true;
   open_sending_paths(kPathsOpenedFirst, now);
-  return base::ok_status();
+  if (!sending_.empty()) return base::ok_status();
+  report_failure(ErrorCode::kConfig,
+                 "cannot be reached: of the two ranks, one has only IPv4 addresses and the other "
+                 "only IPv6 ones; choose interfaces with addresses of the same family "
+                 "(SECUREFABRIC_SOCKET_IFNAME)");
+  return *error_;
 }
 
 // Opens up to `count` more. The pairs are enumerated from the lower rank's side, so that both ends
-// use the same ones and each path has its way back: (low i, high i + d) for d = 0, 1, ...
+// use the same ones and each path has its way back: (low i, high i + d) for d = 0, 1, ... A socket
+// reaches only addresses of its own family.
 void Connection::open_sending_paths(size_t count, Instant now) {
   const EndpointConfig& config = shared_.config;
   const bool own_is_low = config.rank < peer_;
-  const size_t own_count = config.socket_count;
+  const size_t own_count = config.sockets.size();
   const size_t peer_count = peer_info_.addresses.size();
   const size_t low_count = own_is_low ? own_count : peer_count;
   const size_t high_count = own_is_low ? peer_count : own_count;
@@ -73,7 +79,8 @@ void Connection::open_sending_paths(size_t count, Instant now) {
       const auto own = static_cast<uint8_t>(own_is_low ? low : high);
       const auto other = static_cast<uint8_t>(own_is_low ? high : low);
       const PathId id = PathId::from_sockets(own, other);
-      if (sending_path(id) != nullptr) continue;
+      const bool is_mixed = config.sockets[own] != peer_info_.addresses[other].family();
+      if (is_mixed || sending_path(id) != nullptr) continue;
       open_sending_path(id, now);
       --count;
     }

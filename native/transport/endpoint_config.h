@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/socket_address.h"
 #include "crypto/aead.h"
 #include "crypto/key_exchange.h"
 #include "crypto/secret.h"
@@ -24,7 +25,7 @@ struct EndpointConfig {
   LinkEpochs::DrawPrivateKey draw_private_key;    // of later epochs: 32 bytes of fresh entropy
   EpochLimits epoch_limits;                       // when a link's keys are replaced
   base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
-  size_t socket_count = 1;                        // local sockets, numbered from 0
+  std::vector<base::AddressFamily> sockets;       // of the local sockets, numbered from 0
   size_t paths_per_peer = 8;                      // sending paths to each peer, at most
   size_t datagram_bytes_max = kDatagramBytesMax;  // the smallest of the local interfaces' limits
   size_t burst_segments_max = kBurstSegmentsMax;  // 1 where segmentation offload is switched off

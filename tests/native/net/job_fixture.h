@@ -189,7 +189,7 @@ inline transport::EndpointConfig make_config(uint32_t rank, uint32_t world_size,
   config.private_key = crypto::SecretBuffer::copy_and_wipe(private_key);
   config.job_secret = crypto::SecretBuffer::copy_and_wipe(job_secret);
   config.spi_base = kSpiBase;
-  config.socket_count = sockets.size();
+  for (const auto& socket : sockets) config.sockets.push_back(socket.local_address().family());
   config.draw_private_key = [draws = base::Random(2'000 + rank)]() mutable {
     std::vector<uint8_t> key(32);
     draws.fill(key);

@@ -30,6 +30,39 @@ TEST(Connection, one_end_wants_the_other_and_a_hint_does_the_rest) {
   EXPECT_GT(pair.endpoint(1).drops().unknown_spi, 0u);
 }
 
+TEST(Connection, paths_join_sockets_of_the_same_family) {
+  constexpr auto kIpv4 = base::AddressFamily::kIpv4;
+  constexpr auto kIpv6 = base::AddressFamily::kIpv6;
+  PairOptions options;
+  options.families = {{{kIpv4, kIpv6}, {kIpv6, kIpv4}}};
+  EndpointPair pair(options);
+  for (const size_t from : {0u, 1u}) {
+    pair.endpoint(from).require_peer(EndpointPair::rank(1 - from), pair.now());
+  }
+  pair.run_for(Duration::seconds(1));
+  for (const size_t from : {0u, 1u}) {
+    EXPECT_EQ(pair.active_paths(from, 1 - from), 2u);
+    ASSERT_EQ(pair.paths(from, 1 - from).size(), 2u) << "nothing is asked that cannot answer";
+    for (const PathReport& path : pair.paths(from, 1 - from)) {
+      EXPECT_NE(path.id.sender_socket(), path.id.receiver_socket());
+    }
+  }
+}
+
+TEST(Connection, no_family_in_common_and_the_error_says_so) {
+  constexpr auto kIpv6 = base::AddressFamily::kIpv6;
+  PairOptions options;
+  options.families[1] = {kIpv6, kIpv6};
+  EndpointPair pair(options);
+  pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
+  pair.run_for(Duration::millis(1));
+  const auto failed = pair.events_of<PeerFailed>(0);
+  ASSERT_EQ(failed.size(), 1u) << "at once, not after the join timeout";
+  EXPECT_EQ(failed[0].error.code, base::ErrorCode::kConfig);
+  EXPECT_NE(failed[0].error.message.find("rank 1"), std::string::npos) << failed[0].error.message;
+  EXPECT_NE(failed[0].error.message.find("IPv6"), std::string::npos) << failed[0].error.message;
+}
+
 TEST(Connection, the_first_round_trip_is_timed_from_the_right_challenge) {
   PairOptions options;
   options.latency = Duration::millis(20);  // slower than the first repetitions

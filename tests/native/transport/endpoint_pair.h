@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <functional>
 #include <map>
@@ -107,6 +108,8 @@ struct PairOptions {
   base::Duration heartbeat = kHeartbeatDefault;           // see EndpointConfig
   uint64_t receive_budget_bytes = kReceiveBudgetDefault;  // see EndpointConfig
   EpochLimits epoch_limits;                               // see EndpointConfig
+  // Of each node's sockets; IPv4 where nothing is said.
+  std::array<std::vector<base::AddressFamily>, 2> families = {};
 };
 
 class EndpointPair {
@@ -257,6 +260,12 @@ class EndpointPair {
     return base::SocketAddress::ipv4(
         {10, 0, static_cast<uint8_t>(node), static_cast<uint8_t>(socket)}, 4000);
   }
+  static base::SocketAddress ipv6_address(size_t node, size_t socket) {
+    base::SocketAddress::Ipv6Bytes bytes{0xFD};
+    bytes[14] = static_cast<uint8_t>(node);
+    bytes[15] = static_cast<uint8_t>(socket);
+    return base::SocketAddress::ipv6(bytes, 4000);
+  }
   static const crypto::AeadProvider& aead() {
     return *crypto::find_provider(crypto::Suite::kAes256Gcm).value();
   }
@@ -266,6 +275,11 @@ class EndpointPair {
   // A driver that is called again and again at one time without an end in sight is spinning.
   static constexpr int kTurnsPerInstantMax = 50;
 
+  base::AddressFamily family_of(size_t index, size_t socket) const {
+    const bool is_told = index < kRogue && socket < options_.families[index].size();
+    return is_told ? options_.families[index][socket] : base::AddressFamily::kIpv4;
+  }
+
   void describe(uint32_t index) {
     PeerDescription& peer = nodes_[index].description;
     peer.rank = base::Rank{index};
@@ -273,7 +287,10 @@ class EndpointPair {
     const auto key_pair = crypto::KeyPair::from_private(private_key(index));
     peer.public_key = base::to_vector(key_pair.public_key());
     peer.spi_base = base::Spi{0x1000u * (index + 1)};
-    for (size_t s = 0; s < options_.sockets; ++s) peer.addresses.push_back(address(index, s));
+    for (size_t s = 0; s < options_.sockets; ++s) {
+      const bool is_ipv6 = family_of(index, s) == base::AddressFamily::kIpv6;
+      peer.addresses.push_back(is_ipv6 ? ipv6_address(index, s) : address(index, s));
+    }
     peer.datagram_bytes_max = options_.datagram_bytes;
     peer.entry = base::to_vector(base::as_bytes("entry of rank " + std::to_string(index)));
   }
@@ -291,7 +308,7 @@ class EndpointPair {
     config.epoch_limits = options_.epoch_limits;
     config.job_secret = job_secret();
     config.spi_base = nodes_[index].description.spi_base;
-    config.socket_count = options_.sockets;
+    for (size_t s = 0; s < options_.sockets; ++s) config.sockets.push_back(family_of(index, s));
     config.paths_per_peer = options_.paths;
     config.datagram_bytes_max = options_.datagram_bytes;
     config.burst_segments_max = options_.burst_segments;
@@ -386,8 +403,10 @@ class EndpointPair {
   }
 
   void send(size_t from, const Transmit& transmit, base::Bytes bytes) {
-    const base::Bytes ip = transmit.to.ip_bytes();
-    Datagram datagram{now_ + options_.latency, from, ip[2], ip[3], false, base::to_vector(bytes)};
+    const base::Bytes last = transmit.to.ip_bytes().last(2);  // see address()
+    Datagram datagram{now_ + options_.latency, from, last[0], last[1], false,
+                      base::to_vector(bytes)};
+    SF_CHECK(transmit.to.family() == family_of(from, transmit.socket));
     wire::Header header;
     SF_CHECK(wire::decode_header(datagram.bytes, header) == wire::HeaderStatus::kOk);
     SF_CHECK(header.path == base::PathId::from_sockets(transmit.socket, datagram.socket));
