@@ -288,6 +288,30 @@ def draw_rekey(data: Data, stem: Path) -> list[str]:
     return [*lines, f"{len(changes)} key exchanges seen by rank 0"]
 
 
+def draw_neighbours(data: Data, stem: Path) -> list[str]:
+    """Two jobs on one link: bars of what each got, marks of what it gets alone."""
+    figure, axes = _figure()
+    lines = []
+    pairs = [" beside ".join(row["backends"]) for row in data["rows"]]
+    for index, row in enumerate(data["rows"]):
+        for side, backend in enumerate(row["backends"]):
+            at = index + 0.4 * side - 0.2
+            axes.bar(at, row["together_mbit"][side], 0.36, color=COLOURS[backend])
+            axes.plot([at - 0.18, at + 0.18], [row["alone_mbit"][side]] * 2, color="black")
+        together, alone = row["together_mbit"], row["alone_mbit"]
+        lines.append(
+            f"{pairs[index]}: {together[0]:.0f} and {together[1]:.0f} of {data['rate_mbit']:.0f} "
+            f"Mbit/s (alone {alone[0]:.0f} and {alone[1]:.0f}), shares of what both got "
+            f"{together[0] / sum(together):.2f} and {together[1] / sum(together):.2f}"
+        )
+    axes.axhline(data["rate_mbit"], color="grey", linestyle=":")
+    axes.set_xticks(range(len(pairs)), pairs)
+    axes.set_title("Two jobs that share a link (black: what each gets alone)")
+    _label(axes, "", "Mbit/s in each direction")
+    _save(figure, stem)
+    return lines
+
+
 def draw_bulk(data: Data, stem: Path) -> list[str]:
     """What rank 0 has received over time, with and without changes of keys."""
     figure, axes = _figure()
@@ -330,6 +354,7 @@ FIGURES: Final[dict[str, Callable[[Data, Path], list[str]]]] = {
     "timeline": draw_timeline,
     "incast": draw_incast,
     "windows": draw_windows,
+    "neighbours": draw_neighbours,
     "rekey": draw_rekey,
     "bulk": draw_bulk,
 }

@@ -61,6 +61,9 @@ class Size:
     simulated_senders: tuple[int, ...] = (8, 48)
     incast_numel: int = 1 << 19
     repeats: int = 10
+    neighbours_numel: int = 1 << 18
+    neighbours_seconds: float = 10.0
+    """For which jobs run alone, and then at the same time."""
     rekey_numel: int = 1 << 14
     """Elements of the all_reduce whose latency is watched while keys change."""
     rekey_seconds: float = 10.0
@@ -80,6 +83,8 @@ TINY = Size(
     simulated_senders=(8,),
     incast_numel=1 << 14,
     repeats=2,
+    neighbours_numel=1 << 14,
+    neighbours_seconds=0.5,
     rekey_seconds=1.0,
     rekey_rounds=1,
     bulk_numel=1 << 23,
@@ -364,6 +369,44 @@ def measure_windows(size: Size) -> dict[str, Any]:
     }
 
 
+def measure_neighbours(size: Size) -> dict[str, Any]:
+    """What two jobs get of one link that they share: alone, and at the same time."""
+    small = replace(size, numel=size.neighbours_numel)
+    rows = []
+    with Bed(2, 1, rate_mbit=size.rate_mbit, mtu=9000) as bed:
+        conductor = Conductor(bed, small)
+        for pair in ((BOTH[0], BOTH[1]), (BOTH[0], BOTH[0]), (BOTH[1], BOTH[1])):
+            jobs = [
+                conductor.start(backend, ["alone", "together"], size.neighbours_seconds)
+                for backend in pair
+            ]
+            for job in jobs:
+                job.run_phase("alone")
+                job.wait("together")
+            for job in jobs:
+                job.run_phase("together")
+            for job in jobs:
+                job.run_phase("end")
+            ended = [job.future.result()[0]["ended"] for job in jobs]
+            both = (
+                max(each["together"][0] for each in ended),
+                min(each["together"][-1] for each in ended),
+            )
+            rows.append(
+                {
+                    "backends": list(pair),
+                    "alone_mbit": [goodput_mbit(each["alone"], small.numel) for each in ended],
+                    "together_mbit": [
+                        goodput_mbit(
+                            [at for at in each["together"] if both[0] <= at <= both[1]], small.numel
+                        )
+                        for each in ended
+                    ],
+                }
+            )
+    return {"rate_mbit": size.rate_mbit, "rows": rows}
+
+
 KEYS = ("kept", "changing")
 OFTEN = {"SECUREFABRIC_TEST_GENERATION_BITS": "8"}  # of a path: a key for 256 packets
 
@@ -439,6 +482,7 @@ EXPERIMENTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "timeline": measure_timeline,
     "incast": measure_incast,
     "windows": measure_windows,
+    "neighbours": measure_neighbours,
     "rekey": measure_rekey,
     "bulk": measure_bulk,
 }

@@ -11,7 +11,7 @@ from jobs import run_job
 from testbed.namespaces import why_not
 
 REASON = why_not()
-EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "rekey", "bulk")
+EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "neighbours", "rekey", "bulk")
 
 pytestmark = [
     pytest.mark.slow,
