@@ -1,8 +1,6 @@
 #include "sim/cluster.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <numeric>
 #include <utility>
 
@@ -49,16 +47,6 @@ crypto::SecretBuffer random_secret(base::Random& random, size_t size) {
   crypto::SecretBuffer secret = crypto::SecretBuffer::allocate(size);
   random.fill(secret.bytes());
   return secret;
-}
-
-// The counters are plain structs of uint64_t: added as arrays, so that no new one is forgotten.
-template <typename Counters>
-void add_counters(Counters& total, const Counters& part) {
-  using Array = std::array<uint64_t, sizeof(Counters) / sizeof(uint64_t)>;
-  auto sum = std::bit_cast<Array>(total);
-  const auto added = std::bit_cast<Array>(part);
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += added[i];
-  total = std::bit_cast<Counters>(sum);
 }
 
 }  // namespace
@@ -398,13 +386,13 @@ LinkCounters Cluster::link_counters() const {
 
 transport::TrafficCounters Cluster::traffic() const {
   transport::TrafficCounters total;
-  for (const Node& node : nodes_) add_counters(total, node.engine->endpoint().traffic());
+  for (const Node& node : nodes_) transport::add_counters(total, node.engine->endpoint().traffic());
   return total;
 }
 
 transport::DropCounters Cluster::drops() const {
   transport::DropCounters total;
-  for (const Node& node : nodes_) add_counters(total, node.engine->endpoint().drops());
+  for (const Node& node : nodes_) transport::add_counters(total, node.engine->endpoint().drops());
   return total;
 }
 

@@ -2,6 +2,9 @@
 // thread.
 #pragma once
 
+#include <array>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 
 namespace securefabric::transport {
@@ -43,5 +46,15 @@ struct TrafficCounters {
   uint64_t ce_received = 0;             // packets that arrived marked CE
   uint64_t unexpected_messages = 0;     // arrived before their receive was posted
 };
+
+// The counters are plain structs of uint64_t: added as arrays, so that no new one is forgotten.
+template <typename Counters>
+void add_counters(Counters& total, const Counters& part) {
+  using Array = std::array<uint64_t, sizeof(Counters) / sizeof(uint64_t)>;
+  auto sum = std::bit_cast<Array>(total);
+  const auto added = std::bit_cast<Array>(part);
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += added[i];
+  total = std::bit_cast<Counters>(sum);
+}
 
 }  // namespace securefabric::transport
