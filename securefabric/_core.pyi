@@ -46,6 +46,7 @@ def link_secret(
     own_entry: bytes,
     peer_entry: bytes,
     own_is_low: bool,
+    engine: int,
     job_secret: bytes,
     kem_secret: bytes = b"",
 ) -> bytes: ...

@@ -78,10 +78,12 @@ def link_secret(
     high_entry: bytes,
     job_secret: bytes,
     kem_secret: bytes = b"",
+    engine: int = 0,
 ) -> bytes:
     salt = b"sf1 link"
     for entry in (low_entry, high_entry):
         salt += struct.pack("!Q", len(entry)) + entry
+    salt += struct.pack("!I", engine)
     shared = private.exchange(X25519PublicKey.from_public_bytes(peer_public))
     return hmac.digest(hashlib.sha256(salt).digest(), shared + job_secret + kem_secret, "sha256")
 

@@ -216,14 +216,17 @@ class Packets:
         return data
 
 
-def test_link_secret__agrees_with_a_second_implementation() -> None:
+@pytest.mark.parametrize("engine", [0, 3])
+def test_link_secret__agrees_with_a_second_implementation(engine: int) -> None:
     alice, bob = bytes(range(32)), bytes(range(32, 64))
     entries = b"entry of the low rank", b"entry of the high rank"
-    salt = hashlib.sha256(b"sf1 link" + framed(entries[0]) + framed(entries[1])).digest()
+    bound = framed(entries[0]) + framed(entries[1]) + engine.to_bytes(4, "big")
+    salt = hashlib.sha256(b"sf1 link" + bound).digest()
     shared = _core.x25519_shared(alice, _core.x25519_public(bob))
     expected = hmac.digest(salt, shared + bytes(32), "sha256")
-    low = _core.link_secret(alice, _core.x25519_public(bob), *entries, True, bytes(32))
-    high = _core.link_secret(bob, _core.x25519_public(alice), *entries[::-1], False, bytes(32))
+    low = _core.link_secret(alice, _core.x25519_public(bob), *entries, True, engine, bytes(32))
+    public = _core.x25519_public(alice)
+    high = _core.link_secret(bob, public, *entries[::-1], False, engine, bytes(32))
     assert low == high == expected
 
 

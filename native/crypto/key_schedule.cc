@@ -36,13 +36,16 @@ SecretBuffer extract_all(Bytes salt, Bytes first, Bytes second, Bytes third) {
 }  // namespace
 
 Result<SecretBuffer> derive_link_secret(const KeyPair& own, Bytes peer_public, Bytes own_entry,
-                                        Bytes peer_entry, bool own_is_low, Bytes job_secret,
-                                        Bytes kem_secret) {
+                                        Bytes peer_entry, bool own_is_low, uint32_t engine,
+                                        Bytes job_secret, Bytes kem_secret) {
   Result<SecretBuffer> shared = own.shared_secret(peer_public);
   if (!shared.ok()) return shared;
   const Bytes low = own_is_low ? own_entry : peer_entry;
   const Bytes high = own_is_low ? peer_entry : own_entry;
-  const Hash salt = sha256({text_bytes("sf1 link"), length_of(low), low, length_of(high), high});
+  std::array<uint8_t, 4> number;
+  base::ByteWriter(number).u32(engine);
+  const Hash salt =
+      sha256({text_bytes("sf1 link"), length_of(low), low, length_of(high), high, number});
   return extract_all(salt, shared.value().view(), job_secret, kem_secret);
 }
 

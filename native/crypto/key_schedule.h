@@ -1,7 +1,8 @@
 // From two roster entries to packet keys. PROTOCOL.md §3.3 and §4.
 //
-//   salt   = SHA-256("sf1 link" ‖ len(entry_low) ‖ entry_low ‖ len(entry_high) ‖ entry_high)
-//   link   = HKDF-Extract(salt, X25519(own, peer) ‖ job_secret ‖ kem_secret)   lengths: 8 bytes
+//   salt   = SHA-256("sf1 link" ‖ len(entry_low) ‖ entry_low ‖ len(entry_high) ‖ entry_high
+//                    ‖ engine)                            lengths: 8 bytes, engine: 4
+//   link   = HKDF-Extract(salt, X25519(own, peer) ‖ job_secret ‖ kem_secret)
 //   each link'  = HKDF-Extract(Label(link, "epoch", SHA-256("sf1 epoch" ‖ public_low ‖ public_high)
 //                               ‖ epoch), X25519(own', peer'))             the next epoch
 //   dir    = Label(link, "dir", from ‖ to ‖ epoch)                         4 bytes each
@@ -25,11 +26,12 @@
 
 namespace securefabric::crypto {
 
-// What both ends of a link share in the first epoch. kAuth as KeyPair::shared_secret.
+// What both ends of a link share in the first epoch. kAuth as KeyPair::shared_secret. The engines
+// of a rank have key pairs of their own; their number keeps links apart even if two were equal.
 base::Result<SecretBuffer> derive_link_secret(const KeyPair& own, base::Bytes peer_public,
                                               base::Bytes own_entry, base::Bytes peer_entry,
-                                              bool own_is_low, base::Bytes job_secret,
-                                              base::Bytes kem_secret = {});
+                                              bool own_is_low, uint32_t engine,
+                                              base::Bytes job_secret, base::Bytes kem_secret = {});
 
 // The link secret of `epoch`, from that of the epoch before and a fresh key pair on both sides. It
 // needs both: who learns one old link secret cannot follow without breaking X25519 as well.

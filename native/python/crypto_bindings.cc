@@ -181,14 +181,14 @@ py::bytes x25519_shared(const py::bytes& private_key, const py::bytes& peer_publ
 
 py::bytes link_secret(const py::bytes& private_key, const py::bytes& peer_public,
                       const py::bytes& own_entry, const py::bytes& peer_entry, bool own_is_low,
-                      const py::bytes& job_secret, const py::bytes& kem_secret) {
+                      uint32_t engine, const py::bytes& job_secret, const py::bytes& kem_secret) {
   if (view_of(job_secret).size() + view_of(kem_secret).size() >
       kSecretBytesMax - kSharedSecretBytes) {
     throw py::value_error("job and KEM secret too large");
   }
   return to_python(unwrap(derive_link_secret(key_pair(private_key), view_of(peer_public),
                                              view_of(own_entry), view_of(peer_entry), own_is_low,
-                                             view_of(job_secret), view_of(kem_secret)))
+                                             engine, view_of(job_secret), view_of(kem_secret)))
                        .view());
 }
 
@@ -327,7 +327,7 @@ void bind_primitives(py::module_& module) {
   module.def("x25519_shared", &x25519_shared, py::arg("private_key"), py::arg("peer_public"),
              "The shared secret. Raises CoreError for keys that must be refused.");
   module.def("link_secret", &link_secret, py::arg("private_key"), py::arg("peer_public"),
-             py::arg("own_entry"), py::arg("peer_entry"), py::arg("own_is_low"),
+             py::arg("own_entry"), py::arg("peer_entry"), py::arg("own_is_low"), py::arg("engine"),
              py::arg("job_secret"), py::arg("kem_secret") = py::bytes(),
              "The first epoch's link secret. PROTOCOL.md section 3.");
   module.def("path_secret", &path_secret, py::arg("link"), py::arg("from_rank"), py::arg("to_rank"),

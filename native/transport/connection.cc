@@ -38,10 +38,10 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
                    "many, or datagrams that are too small");
     return *error_;
   }
-  auto link =
-      crypto::derive_link_secret(key_pair, peer.public_key, own_entry, peer.entry,
-                                 /*own_is_low=*/config.rank < peer_, config.job_secret.view(),
-                                 peer.kem_secret ? peer.kem_secret->view() : base::Bytes());
+  auto link = crypto::derive_link_secret(key_pair, peer.public_key, own_entry, peer.entry,
+                                         /*own_is_low=*/config.rank < peer_, config.engine,
+                                         config.job_secret.view(),
+                                         peer.kem_secret ? peer.kem_secret->view() : base::Bytes());
   peer_info_.kem_secret.reset();
   if (!link) {
     report_failure(ErrorCode::kAuth, "cannot be linked: " + link.error().message);

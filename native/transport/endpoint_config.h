@@ -18,6 +18,7 @@ namespace securefabric::transport {
 struct EndpointConfig {
   base::Rank rank;                                // of this process in the world
   uint32_t world_size = 1;                        // ranks in the job
+  uint32_t engine = 0;                            // which of the rank's engines this one is for
   const crypto::AeadProvider* aead = nullptr;     // of the job's suite; outlives the endpoint
   unsigned generation_bits = 22;                  // log2 of the packets sealed under one key
   crypto::SecretBuffer private_key;               // X25519, 32 bytes, made for this incarnation

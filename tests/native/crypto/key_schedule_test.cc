@@ -29,16 +29,16 @@ const ByteVector kHighEntry = from_text("entry of rank 5");
 const ByteVector kJobSecret(32, 7);
 
 SecretBuffer link_of_alice() {
-  return derive_link_secret(alice(), bob().public_key(), kLowEntry, kHighEntry, true, kJobSecret)
+  return derive_link_secret(alice(), bob().public_key(), kLowEntry, kHighEntry, true, 0, kJobSecret)
       .value();
 }
 
 // All golden values of this file: computed from the comment of key_schedule.h in Python.
 TEST(DeriveLinkSecret, golden__and_both_ends_agree) {
   EXPECT_EQ(to_hex(link_of_alice().view()),
-            "c85973a0cc5d01364dcee88163cf0ca32795d3b2411696313f94fb0f2900abbc");
+            "516aea056c4675e37ee732d62f976319437f8d835e3fe23d352f9ed1e2004fe8");
   const SecretBuffer link_of_bob =
-      derive_link_secret(bob(), alice().public_key(), kHighEntry, kLowEntry, false, kJobSecret)
+      derive_link_secret(bob(), alice().public_key(), kHighEntry, kLowEntry, false, 0, kJobSecret)
           .value();
   EXPECT_EQ(to_hex(link_of_bob.view()), to_hex(link_of_alice().view()));
 }
@@ -46,20 +46,21 @@ TEST(DeriveLinkSecret, golden__and_both_ends_agree) {
 TEST(DeriveLinkSecret, golden__with_a_kem_secret_behind_or_instead_of_the_job_secret) {
   const ByteVector kem_secret(32, 9);
   const auto derive = [&](const ByteVector& job_secret) {
-    return to_hex(derive_link_secret(alice(), bob().public_key(), kLowEntry, kHighEntry, true,
+    return to_hex(derive_link_secret(alice(), bob().public_key(), kLowEntry, kHighEntry, true, 0,
                                      job_secret, kem_secret)
                       .value()
                       .view());
   };
-  EXPECT_EQ(derive(kJobSecret), "4b51f4a415639427aaafda36f633377441ff5acfb52add0b29837c17005d6dad");
-  EXPECT_EQ(derive({}), "e1fb7bbb7168f7b5910a105a1dd53107a875e0cfce018de8b496352e2bdefcd0");
+  EXPECT_EQ(derive(kJobSecret), "90bd45c181ee27db3285fff4df7b2c6bd8761abf9a150df4d5b980eef3f5fc69");
+  EXPECT_EQ(derive({}), "69bd30a0dd486113c888052b95d73250e4039e6cf03b58a1a878d0051814e4dc");
 }
 
 TEST(DeriveLinkSecret, inputs__each_change_the_secret) {
   const auto derive = [](const ByteVector& own, const ByteVector& peer, bool low,
-                         const ByteVector& job) {
-    return to_hex(
-        derive_link_secret(alice(), bob().public_key(), own, peer, low, job).value().view());
+                         const ByteVector& job, uint32_t engine = 0) {
+    return to_hex(derive_link_secret(alice(), bob().public_key(), own, peer, low, engine, job)
+                      .value()
+                      .view());
   };
   const std::set<std::string> secrets = {
       derive(kLowEntry, kHighEntry, true, kJobSecret),
@@ -68,15 +69,17 @@ TEST(DeriveLinkSecret, inputs__each_change_the_secret) {
       derive(from_text("entry of rank 2e"), from_text("ntry of rank 5"), true, kJobSecret),
       derive(kLowEntry, kHighEntry, true, ByteVector(32, 8)),
       derive(kLowEntry, kHighEntry, true, {}),
+      derive(kLowEntry, kHighEntry, true, kJobSecret, 1),
   };
-  EXPECT_EQ(secrets.size(), 6u);
+  EXPECT_EQ(secrets.size(), 7u);
 }
 
 TEST(DeriveLinkSecret, peer__of_low_order_or_mirrored_is_refused) {
   EXPECT_FALSE(
-      derive_link_secret(alice(), ByteVector(32, 0), kLowEntry, kHighEntry, true, kJobSecret).ok());
+      derive_link_secret(alice(), ByteVector(32, 0), kLowEntry, kHighEntry, true, 0, kJobSecret)
+          .ok());
   EXPECT_FALSE(
-      derive_link_secret(alice(), alice().public_key(), kLowEntry, kHighEntry, true, kJobSecret)
+      derive_link_secret(alice(), alice().public_key(), kLowEntry, kHighEntry, true, 0, kJobSecret)
           .ok());
 }
 
@@ -86,7 +89,7 @@ TEST(DeriveEpochLinkSecret, golden__and_both_ends_agree) {
       derive_epoch_link_secret(link.view(), alice(), bob().public_key(), true, 1).value();
   const SecretBuffer high =
       derive_epoch_link_secret(link.view(), bob(), alice().public_key(), false, 1).value();
-  EXPECT_EQ(to_hex(low.view()), "aa46c8981c3fa0c5182afc4d1aa282319fa9a9150bb67ab3eb9bf7bbb5c93d03");
+  EXPECT_EQ(to_hex(low.view()), "8b9cc3b669955cc7792b1eaefc541bc021c66415ad32156ade8b668b9c5fdaeb");
   EXPECT_EQ(to_hex(high.view()), to_hex(low.view()));
   const SecretBuffer later =
       derive_epoch_link_secret(link.view(), alice(), bob().public_key(), true, 2).value();
@@ -99,7 +102,7 @@ TEST(DeriveDirectionSecret, golden__and_every_input_counts) {
   const auto derive = [&link](uint32_t from, uint32_t to, uint32_t epoch) {
     return to_hex(derive_direction_secret(link.view(), Rank{from}, Rank{to}, epoch).view());
   };
-  EXPECT_EQ(derive(2, 5, 0), "9c577b5f6a48a2b9d91bb4fa2bf7ddefced259610b793763f5c79ec03d09def8");
+  EXPECT_EQ(derive(2, 5, 0), "0a839f96d9f04635af3d24bfd0b965992d40aaae9f58230d31d746b0bc6e063d");
   const std::set<std::string> secrets = {derive(2, 5, 0), derive(5, 2, 0), derive(2, 5, 1),
                                          derive(2, 6, 0), derive(3, 5, 0)};
   EXPECT_EQ(secrets.size(), 5u);
@@ -110,11 +113,11 @@ TEST(DerivePacketKey, golden__down_to_key_and_iv) {
       derive_direction_secret(link_of_alice().view(), Rank{2}, Rank{5}, 0);
   const SecretBuffer path = derive_path_secret(direction.view(), PathId::from_sockets(1, 3));
   EXPECT_EQ(to_hex(path.view()),
-            "9b21aebb5e6ce85a3ab0c3a91aaf599361d54039f86a4f52929584d3482d996a");
+            "040624594079c91cf53c5d825edc05af864703aa35c62b267db2c89195cff60b");
   const PacketKey packet_key = derive_packet_key(path.view(), 0x0102030405, 32, 12);
   EXPECT_EQ(to_hex(packet_key.key.view()),
-            "2431bdd5e569eed716f7ae86fc379d129df9870bbb700f855de7e50fed647a1f");
-  EXPECT_EQ(to_hex(packet_key.iv.view()), "47356ac6fc833e069ba1db15");
+            "2a130d9b12aa717228126ee7e293ed5509f799e9e09ee275cc200ab1604488ad");
+  EXPECT_EQ(to_hex(packet_key.iv.view()), "c43c28c8d7a9eb8abd803d25");
 }
 
 TEST(DerivePathSecret, paths__and_generations_never_share_a_key) {

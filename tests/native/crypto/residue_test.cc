@@ -169,7 +169,7 @@ TEST(Residue, agreeing_on_a_link__leaves_no_secret_on_the_stack) {
   OwnStack stack;
   stack.run([&] {
     const KeyPair own = KeyPair::from_private(copy_of(private_key));
-    link = derive_link_secret(own, peer.public_key(), entry, entry, true, job_secret.view(), {})
+    link = derive_link_secret(own, peer.public_key(), entry, entry, true, 0, job_secret.view(), {})
                .value();
     path = derive_path_secret(
         derive_direction_secret(link.view(), base::Rank{0}, base::Rank{1}, 0).view(), kPath);

@@ -433,7 +433,7 @@ class RoguePeer {
     const PeerDescription& peer = pair.node(victim).description;
     const auto job = EndpointPair::job_secret();
     auto link = crypto::derive_link_secret(own, peer.public_key, me.entry, peer.entry,
-                                           /*own_is_low=*/false, job.view());
+                                           /*own_is_low=*/false, /*engine=*/0, job.view());
     const base::Bytes secret = link.value().view();
     outward_ = crypto::derive_direction_secret(secret, me.rank, peer.rank, 0);
     inward_ = crypto::derive_direction_secret(secret, peer.rank, me.rank, 0);
