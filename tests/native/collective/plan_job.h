@@ -15,6 +15,7 @@
 #include "collective/plan.h"
 #include "collective/schedule_checker.h"
 #include "collective/schedule_interpreter.h"
+#include "collective/stripes.h"
 
 namespace securefabric::collective::testing {
 
@@ -59,21 +60,26 @@ class Job {
 
   // Plans and runs; an empty string, or what is wrong.
   std::string run(Planner planner, uint64_t seed) {
-    std::vector<Schedule> schedules;
-    size_t steps = 0;
-    for (uint32_t rank = 0; rank < spec_.size; ++rank) {
-      schedules.push_back(planner(requests_[rank], spec_.options));
-      steps += schedules.back().steps.size();
-      members_[rank].schedule = schedules.back();
+    std::string error = run_once(requests_, planner, seed);
+    if (error.empty() && !spec_.has_random_bits) error = compare();
+    return error;
+  }
+
+  // The same in stripes, one after the other.
+  std::string run_striped(const StripeOptions& options, Planner planner, uint64_t seed) {
+    for (uint32_t stripe = 0; stripe < options.engines; ++stripe) {
+      std::vector<CollectiveRequest> requests;
+      for (uint32_t rank = 0; rank < spec_.size; ++rank) {
+        const uint32_t stripes = count_stripes(requests_[rank], options);
+        // Who takes no part plans as if it were alone with nothing to do.
+        requests.push_back(stripe < stripes ? stripe_of(requests_[rank], stripe, stripes, options)
+                                            : CollectiveRequest{});
+        requests.back().scratch_buffer = static_cast<uint32_t>(members_[rank].buffers.size());
+      }
+      std::string error = run_once(requests, planner, seed + stripe);
+      if (!error.empty()) return "stripe " + std::to_string(stripe) + ": " + error;
     }
-    if (steps < 6000) {  // the proof's memory grows with the square
-      std::string error = ScheduleChecker(schedules, spec_.options.copied_send_bytes).check();
-      if (!error.empty()) return error;
-    }
-    ScheduleInterpreter interpreter(members_, spec_.type, spec_.op, spec_.options.copied_send_bytes,
-                                    seed);
-    if (std::string error = interpreter.run(); !error.empty()) return error;
-    return spec_.has_random_bits ? std::string() : compare();
+    return compare();
   }
 
   const CollectiveRequest& request(uint32_t rank) const { return requests_[rank]; }
@@ -85,6 +91,24 @@ class Job {
   }
 
  private:
+  std::string run_once(const std::vector<CollectiveRequest>& requests, Planner planner,
+                       uint64_t seed) {
+    std::vector<Schedule> schedules;
+    size_t steps = 0;
+    for (uint32_t rank = 0; rank < spec_.size; ++rank) {
+      schedules.push_back(planner(requests[rank], spec_.options));
+      steps += schedules.back().steps.size();
+      members_[rank].schedule = schedules.back();
+    }
+    if (steps < 6000) {  // the proof's memory grows with the square
+      std::string error = ScheduleChecker(schedules, spec_.options.copied_send_bytes).check();
+      if (!error.empty()) return error;
+    }
+    return ScheduleInterpreter(members_, spec_.type, spec_.op, spec_.options.copied_send_bytes,
+                               seed)
+        .run();
+  }
+
   bool is(OperationKind kind) const { return spec_.kind == kind; }
   bool is_uniform() const {
     return is(OperationKind::kAllReduce) || is(OperationKind::kBroadcast) ||

@@ -1,0 +1,36 @@
+// How a large collective is cut into stripes, one for each engine of a rank.
+//
+//   CollectiveRequest of the whole --count_stripes()--> n --stripe_of(0 .. n-1)--> n requests
+//
+// A stripe is a collective of its own, on a slice of every region: what all ranks plan for stripe i
+// fits, because they cut regions of equal lengths alike. It all follows from lengths that the ranks
+// that exchange something agree on, so nothing has to be said about it. The first stripe is never
+// missing: a rank that did not cut its call meets those that did in the first engine, and the
+// signatures or lengths of the two tell. PROTOCOL.md §8.5.
+#pragma once
+
+#include <cstdint>
+
+#include "collective/plan.h"
+
+namespace securefabric::collective {
+
+// A rank's share of the data, in bytes, from which on another stripe pays. An engine that slept
+// takes some ten microseconds to begin, and a core seals so much in a few hundred.
+inline constexpr uint64_t kStripeBytes = 512 << 10;
+// Stripes begin at multiples of it: no element is cut, no two engines write to one cache line.
+inline constexpr uint64_t kStripeAlignment = 64;
+
+struct StripeOptions {
+  uint32_t engines = 1;                  // of each rank; equal on all of them
+  uint64_t stripe_bytes = kStripeBytes;  // likewise
+};
+
+// Into how many stripes, at least one. Equal on all ranks, but for kAllToAll: there each pair of
+// ranks cuts what it exchanges, and this is how many this rank takes part in.
+uint32_t count_stripes(const CollectiveRequest& whole, const StripeOptions& options);
+
+CollectiveRequest stripe_of(const CollectiveRequest& whole, uint32_t stripe, uint32_t stripes,
+                            const StripeOptions& options);
+
+}  // namespace securefabric::collective
