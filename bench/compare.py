@@ -3,6 +3,8 @@
     python bench/compare.py --ranks 2,4                  # starts the ranks itself, with mpirun
     mpirun -n 2 python bench/compare.py                  # one number of ranks
 
+SECUREFABRIC_* settings of the environment hold for its ranks, as SECUREFABRIC_ENGINES=2 does.
+
 For each operation and size the backends take turns (A B C A B C ...) in the same processes, so that
 what else the machine does meets all of them. A ratio below 1 means that the first backend took less
 time. Only these ratios travel from one machine to another, not the times.

@@ -15,11 +15,12 @@ class Options(_C10dBackend.Options):
 
     def __init__(self, timeout: timedelta = ..., presented_name: str = ...) -> None: ...
     test_stages_host_tensors: bool
+    test_stripe_bytes: int
     def __copy__(self) -> Options: ...
     def __deepcopy__(self, memo: dict[int, object]) -> Options: ...
 
 class Fabric:
-    """Sockets, keys, peers and engine of this process."""
+    """Sockets, keys, peers and engines of this process."""
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Fabric:
         local_world_size: int,
         suite: str,
         job_key_text: bytearray,
+        engines: int,
         addresses: list[str],
         interfaces: str,
         sockets_per_interface: int,
@@ -55,13 +57,10 @@ class Fabric:
         row that is out of range.
         """
     @property
-    def public_key(self) -> bytes: ...
-    @property
     def boot_id(self) -> bytes: ...
     @property
-    def spi_base(self) -> int: ...
-    @property
-    def addresses(self) -> list[str]: ...
+    def engines(self) -> list[tuple[bytes, int, list[str]]]:
+        """Public key, SPI base and addresses of each."""
     @property
     def max_datagram(self) -> int: ...
     @property

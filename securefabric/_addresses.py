@@ -62,8 +62,8 @@ def parse_advertised(text: str, *, has_ports: bool) -> list[Advertised]:
     return items
 
 
-def advertised_addresses(bound: list[str], options: Options) -> list[str]:
-    """Return what the entry names for each socket, given where the sockets are bound.
+def advertised_addresses(bound: list[list[str]], options: Options) -> list[list[str]]:
+    """Return what the entry names for each engine's sockets, given where they are bound.
 
     Raises ConfigError when the setting does not fit the interfaces that were chosen.
     """
@@ -71,19 +71,23 @@ def advertised_addresses(bound: list[str], options: Options) -> list[str]:
     if not items:
         return bound
     per_interface = options.sockets_per_interface
-    interfaces = len(bound) // per_interface
+    interfaces = len(bound[0]) // per_interface
     if len(items) != interfaces:
         raise ConfigError(
             f"SECUREFABRIC_ADVERTISE={options.advertise!r} has {len(items)} addresses, this rank "
-            f"has sockets on {interfaces} interfaces: {', '.join(bound)}. Give one address for "
+            f"has sockets on {interfaces} interfaces: {', '.join(bound[0])}. Give one address for "
             "each of them, or choose interfaces (SECUREFABRIC_SOCKET_IFNAME)"
         )
     first = parse_ports(options.ports).first
-    named = [_outside(at, items[i // per_interface], first) for i, at in enumerate(bound)]
-    if len(set(named)) != len(named):
+    named = [
+        [_outside(at, items[i // per_interface], first) for i, at in enumerate(sockets)]
+        for sockets in bound
+    ]
+    every = [address for addresses in named for address in addresses]
+    if len(set(every)) != len(every):
         raise ConfigError(
             f"SECUREFABRIC_ADVERTISE={options.advertise!r} gives two sockets one address: "
-            f"{', '.join(named)}. Interfaces that share an address outside need ports of their own"
+            f"{', '.join(every)}. Interfaces that share an address outside need ports of their own"
         )
     return named
 

@@ -111,7 +111,8 @@ class Board:
             if found is not None:
                 secret = self._roster.decapsulate(peer, found)
             if secret is None:  # the peer may not know yet that it is wanted
-                knock(own_rank=own, spi_base=peer.spi_base, addresses=peer.addresses)
+                first = peer.engines[0]
+                knock(own_rank=own, spi_base=first.spi_base, addresses=first.addresses)
         return dataclasses.replace(peer, kem_secret=secret) if secret else None
 
     def _entry_of(self, rank: int) -> bytes | None:

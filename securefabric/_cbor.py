@@ -20,7 +20,7 @@ def decode(encoded: bytes) -> object:
     try:
         value: object = cbor2.loads(
             encoded,
-            max_depth=3,
+            max_depth=4,  # a body, its engines, one of them, its addresses
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=True,

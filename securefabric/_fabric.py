@@ -26,7 +26,7 @@ from .identity import (
     warn_of_failed_providers,
 )
 from .options import Options, warn_of_unknown_settings
-from .roster import PROTOCOL_VERSION, EntryBody, PeerEntry, Roster, policy_digest
+from .roster import PROTOCOL_VERSION, EngineEntry, EntryBody, PeerEntry, Roster, policy_digest
 from .tuning import read_tuning, tuning_digest
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ class ProcessFabric:
             local_world_size=_local_world_size(self.world_size, is_one_host),
             suite=suite,
             job_key_text=job_key_text,
+            engines=options.engines,
             addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
             interfaces=options.interfaces,
             sockets_per_interface=options.sockets_per_interface,
@@ -172,15 +173,17 @@ class ProcessFabric:
         native = self.native
         # A certificate says itself which job it is for.
         certified = identity.job if isinstance(identity, CertificateIdentity) else None
+        addresses = advertised_addresses([bound for _, _, bound in native.engines], self.options)
         return EntryBody(
             version=PROTOCOL_VERSION,
             job=certified or self.options.effective_job_id(),
             rank=self.rank,
             world_size=self.world_size,
             boot_id=native.boot_id,
-            public_key=native.public_key,
-            spi_base=native.spi_base,
-            addresses=advertised_addresses(native.addresses, self.options),
+            engines=[
+                EngineEntry(public_key=public_key, spi_base=spi_base, addresses=named)
+                for (public_key, spi_base, _), named in zip(native.engines, addresses, strict=True)
+            ],
             max_datagram=native.max_datagram,
             suite=native.suite,
             kem_key=b"" if hybrid is None else hybrid.public_key,

@@ -141,6 +141,8 @@ def _settings() -> Iterator[Finding]:
     yield Finding(topic="settings", detail="the SECUREFABRIC_* variables are valid")
     limits = f"{options.epoch_age_s:,.6g} s or {options.epoch_bytes:,} bytes"
     yield Finding(topic="fresh keys", detail=f"of every link after {limits}, whichever comes first")
+    if options.engines > 1:
+        yield _engines(options.engines)
     if options.uses_certificates:
         yield _certificate(options)
         if not options.key_file:
@@ -155,6 +157,14 @@ def _settings() -> Iterator[Finding]:
 
     key = _core.JobKey(text)
     yield Finding(topic="job key", detail=f"{options.key_file}: {key.key_id}, {key.suite}")
+
+
+def _engines(engines: int) -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    detail = f"{engines} for each rank, {cores} cores here"
+    if engines <= cores:
+        return Finding(topic="engines", detail=detail)
+    return Finding(topic="engines", detail=f"{detail}: they take turns", verdict="note")
 
 
 def _certificate(options: Options) -> Finding:

@@ -26,7 +26,8 @@ SPIN_POLICIES: Final = ("auto", "always", "never")
 GENERATION_BITS: Final = 22  # PROTOCOL.md §4
 EPOCH_BYTES_MIN: Final = 1 << 16  # less would change keys for every message
 EPOCH_BYTES_MAX: Final = 1 << 60
-SOCKETS_MAX: Final = 64  # of one interface; a roster entry has room for 128 addresses
+SOCKETS_MAX: Final = 64  # of one interface; a roster entry has room for 128 addresses of an engine
+ENGINES_MAX: Final = 16  # roster.py refuses more
 PATHS_PER_PEER_MAX: Final = 256  # transport/limits.h, kPathsPerPeerMax
 JOB_ID_BYTES_MAX: Final = 64  # roster.py refuses longer ones
 _PREFIX: Final = "SECUREFABRIC_"
@@ -114,6 +115,10 @@ class Options:
     commas: "ip", the ports being the same, or "ip:port", where the first of ``ports`` is reached,
     the others following. Empty: at the sockets' own addresses."""
 
+    engines: int = _setting("SECUREFABRIC_ENGINES", 1, int)
+    """Cores that may seal and open for this rank, the same number on all ranks: each has keys and
+    sockets of its own, and takes a part of every large collective."""
+
     paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, int)
     """Paths over which the packets to one peer are spread."""
 
@@ -159,6 +164,7 @@ class Options:
 
     def _check_ranges(self) -> None:
         _check_range("sockets_per_interface", self.sockets_per_interface, 1, SOCKETS_MAX)
+        _check_range("engines", self.engines, 1, ENGINES_MAX)
         _check_range("paths_per_peer", self.paths_per_peer, 1, PATHS_PER_PEER_MAX)
         _check_range("join_timeout_s", self.join_timeout_s, 0.1, _SECONDS_MAX)
         _check_range("death_timeout_s", self.death_timeout_s, 0.1, _SECONDS_MAX)

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import ipaddress
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,15 +26,17 @@ from .hybrid import KEM, HybridKeys
 from .hybrid import PUBLIC_KEY_BYTES as KEM_KEY_BYTES
 from .identity import Identity
 
-__all__ = ["EntryBody", "PeerEntry", "Roster", "policy_digest"]
+__all__ = ["EngineEntry", "EntryBody", "PeerEntry", "Roster", "policy_digest"]
 
 PROTOCOL_VERSION: Final = 1
 IDENTITY_MODES: Final = frozenset({"psk", "x509", "x509+psk"})
 PADDING: Final = "none"
 
-# A body has about 250 bytes, 25 per address and 1.2 KB with a KEM; a certificate 0.5 to 2 KB.
+# A body has about 150 bytes, 80 per engine, 25 per address and 1.2 KB with a KEM; a certificate 0.5
+# to 2 KB.
 ENTRY_BYTES_MAX: Final = 16 * 1024
-ADDRESSES_MAX: Final = 128
+ENGINES_MAX: Final = 16
+ADDRESSES_MAX: Final = 128  # of one engine
 JOB_ID_BYTES_MAX: Final = 64
 WORLD_SIZE_MAX: Final = 1 << 20
 BOOT_ID_BYTES: Final = 16
@@ -45,6 +47,18 @@ DATAGRAM_BYTES_MAX: Final = 65_507  # the largest UDP payload there is
 
 # Evidence is over this and the body: it can never pass for evidence of anything else.
 _EVIDENCE_CONTEXT: Final = b"sf1 roster entry\0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineEntry:
+    """What an entry says of one engine; the field names are the keys of a CBOR map."""
+
+    public_key: bytes
+    """X25519, 32 bytes, drawn for this engine and never for another."""
+    spi_base: int
+    """The receiver's first SPI; peers add their rank to it (32 bits)."""
+    addresses: list[str]
+    """One "ip:port" for each socket, in the order of the sockets' numbers in a path id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +75,21 @@ class EntryBody:
     """Of the job."""
     boot_id: bytes
     """16 random bytes that name this incarnation of the process."""
-    public_key: bytes
-    """X25519, 32 bytes, drawn by this incarnation and never by another."""
-    spi_base: int
-    """The receiver's first SPI; peers add their rank to it (32 bits)."""
-    addresses: list[str]
-    """One "ip:port" for each socket, in the order of the sockets' numbers in a path id."""
+    engines: list[EngineEntry]
+    """As many as every other rank has; those of equal numbers talk to each other."""
     max_datagram: int
     """The largest UDP payload that the process takes, in bytes."""
     suite: str
     """The cipher suite."""
     kem_key: bytes
-    """ML-KEM-768, 1184 bytes, drawn as public_key was; empty where the job has no KEM."""
+    """ML-KEM-768, 1184 bytes, drawn by this incarnation; empty where the job has no KEM."""
     policy: bytes
     """The digest of everything else that all ranks must have in common (policy_digest)."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those of all engines."""
+        return [address for engine in self.engines for address in engine.addresses]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +98,10 @@ class PeerEntry:
 
     rank: int
     boot_id: bytes
-    public_key: bytes
-    spi_base: int
-    addresses: list[str]
+    engines: list[EngineEntry]
     max_datagram: int
     entry_bytes: bytes
-    """The whole entry as published: both ends hash it into the keys of their link."""
+    """The whole entry as published: both ends hash it into the keys of their links."""
     kem_key: bytes = b""
     """ML-KEM-768; empty where the job has no KEM."""
     kem_secret: bytearray = dataclasses.field(default_factory=bytearray, repr=False)
@@ -141,7 +154,7 @@ class Roster:
         self._lock = threading.Lock()
         # Who holds which boot id and public key; no two ranks may share one. A peer that restarts
         # brings new ones; its old ones stay, so that nobody else can ever bring them.
-        self._holders: dict[bytes, int] = {own.boot_id: own.rank, own.public_key: own.rank}
+        self._holders: dict[bytes, int] = dict.fromkeys(_claims(own), own.rank)
 
     def verify(self, rank: int, entry: bytes) -> PeerEntry:
         """Return the peer of this rank after all checks; raises an IdentityError that names it.
@@ -156,9 +169,7 @@ class Roster:
         return PeerEntry(
             rank=body.rank,
             boot_id=body.boot_id,
-            public_key=body.public_key,
-            spi_base=body.spi_base,
-            addresses=body.addresses,
+            engines=body.engines,
             max_datagram=body.max_datagram,
             entry_bytes=entry,
             kem_key=body.kem_key,
@@ -222,6 +233,12 @@ class Roster:
                 f"rank {rank} at {_at(body)} uses suite {body.suite!r}, this rank {own.suite!r}; "
                 "give both the same key file"
             )
+        if len(body.engines) != len(own.engines):
+            raise PolicyMismatch(
+                f"rank {rank} at {_at(body)} runs {len(body.engines)} engines, this rank (rank "
+                f"{own.rank}) {len(own.engines)}; set SECUREFABRIC_ENGINES to one number on all "
+                "ranks"
+            )
         if body.policy != own.policy:
             raise PolicyMismatch(
                 f"rank {rank} at {_at(body)} has another packet policy (padding {PADDING!r} and "
@@ -244,7 +261,7 @@ class Roster:
 
     def _check_unique(self, body: EntryBody) -> None:
         with self._lock:
-            for claimed in (body.boot_id, body.public_key):
+            for claimed in _claims(body):
                 holder = self._holders.setdefault(claimed, body.rank)
                 if holder != body.rank:
                     raise DuplicateRank(
@@ -262,7 +279,8 @@ def encode_entry(identity: Identity, body: EntryBody) -> bytes:
         raise MalformedEntry(
             f"this rank's entry has {len(entry)} bytes, more than {ENTRY_BYTES_MAX}: it has "
             f"{len(body.addresses)} sockets; choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME) "
-            "or a shorter chain of certificates (SECUREFABRIC_CERT_FILE)"
+            "or engines (SECUREFABRIC_ENGINES), or a shorter chain of certificates "
+            "(SECUREFABRIC_CERT_FILE)"
         )
     return entry
 
@@ -299,12 +317,31 @@ def decode_body(rank: int, encoded: bytes) -> EntryBody:
             f"rank {rank} speaks protocol version {version}, this rank {PROTOCOL_VERSION}; "
             "install the same securefabric on all hosts"
         )
-    if set(fields) != set(_RULES):
-        raise _malformed(rank, "its body has other fields than it must")
-    for name, (kind, is_valid) in _RULES.items():
+    _check_fields(rank, "its body", fields, _RULES)
+    for engine in fields["engines"]:
+        if type(engine) is not dict:
+            raise _malformed(rank, "one of its engines is not a map")
+        _check_fields(rank, "one of its engines", engine, _ENGINE_RULES)
+    body = EntryBody(**{**fields, "engines": [EngineEntry(**one) for one in fields["engines"]]})
+    for name, values in (
+        ("public keys", [engine.public_key for engine in body.engines]),
+        ("addresses", body.addresses),
+    ):
+        if len(set(values)) != len(values):
+            raise _malformed(rank, f"its {name} are not all different")
+    return body
+
+
+_Rules = Mapping[str, tuple[type, Callable[..., bool]]]
+
+
+def _check_fields(rank: int, what: str, fields: dict[str, object], rules: _Rules) -> None:
+    """Raise MalformedEntry unless a map has exactly the fields of its rules, and in range."""
+    if set(fields) != set(rules):
+        raise _malformed(rank, f"{what} has other fields than it must")
+    for name, (kind, is_valid) in rules.items():
         if type(fields[name]) is not kind or not is_valid(fields[name]):
             raise _malformed(rank, f"its {name} is out of range")
-    return EntryBody(**fields)
 
 
 def _is_between(least: int, most: int) -> Callable[[int], bool]:
@@ -320,10 +357,8 @@ def _is_label(size_max: int) -> Callable[[str], bool]:
 
 
 def _are_addresses(values: list[object]) -> bool:
-    return (
-        0 < len(values) <= ADDRESSES_MAX
-        and all(type(value) is str and _is_address(value) for value in values)
-        and len(set(map(str, values))) == len(values)
+    return 0 < len(values) <= ADDRESSES_MAX and all(
+        type(value) is str and _is_address(value) for value in values
     )
 
 
@@ -341,15 +376,18 @@ def _is_address(text: str) -> bool:
 
 
 # What each field must be: its type, and a test of its value.
-_RULES: Final[dict[str, tuple[type, Callable[..., bool]]]] = {
+_ENGINE_RULES: Final[_Rules] = {
+    "public_key": (bytes, _has_bytes(PUBLIC_KEY_BYTES)),
+    "spi_base": (int, _is_between(0, (1 << 32) - 1)),
+    "addresses": (list, _are_addresses),
+}
+_RULES: Final[_Rules] = {
     "version": (int, _is_between(PROTOCOL_VERSION, PROTOCOL_VERSION)),
     "job": (str, _is_label(JOB_ID_BYTES_MAX)),
     "rank": (int, _is_between(0, WORLD_SIZE_MAX - 1)),
     "world_size": (int, _is_between(1, WORLD_SIZE_MAX)),
     "boot_id": (bytes, _has_bytes(BOOT_ID_BYTES)),
-    "public_key": (bytes, _has_bytes(PUBLIC_KEY_BYTES)),
-    "spi_base": (int, _is_between(0, (1 << 32) - 1)),
-    "addresses": (list, _are_addresses),
+    "engines": (list, lambda values: 0 < len(values) <= ENGINES_MAX),
     "max_datagram": (int, _is_between(DATAGRAM_BYTES_MIN, DATAGRAM_BYTES_MAX)),
     "suite": (str, _is_label(32)),
     "kem_key": (bytes, lambda value: len(value) in (0, KEM_KEY_BYTES)),
@@ -369,6 +407,11 @@ def _malformed(rank: int, what: str) -> MalformedEntry:
         f"the store's entry for rank {rank} is unusable: {what}; "
         "something that is not securefabric writes to this store, or it was altered"
     )
+
+
+def _claims(body: EntryBody) -> list[bytes]:
+    """Return what no two ranks may have in common."""
+    return [body.boot_id, *(engine.public_key for engine in body.engines)]
 
 
 def _at(body: EntryBody) -> str:

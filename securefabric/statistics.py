@@ -27,8 +27,10 @@ class Stats:
     """The cipher suite that seals every packet."""
     provider: str
     """Which implementation of the suite this CPU runs."""
+    engines: int
+    """Of this rank; what follows is the sum of theirs."""
     peers: int
-    """Ranks with which this one has a link."""
+    """Ranks with which this one has a link, or one for each engine."""
     paths_active: int
     """Paths that are confirmed and usable now, over all peers."""
     paths_used: int
@@ -85,10 +87,12 @@ class Stats:
 class PathStats:
     """One path to one peer: a pair of sockets over which this rank sends."""
 
+    engine: int
+    """Which engine's, on both ranks."""
     peer: int
     """The peer's rank."""
     socket: int
-    """Number of this rank's socket, in the order of its addresses."""
+    """Number of this engine's socket, in the order of its addresses."""
     peer_socket: int
     """Number of the peer's socket."""
     address: str
@@ -167,10 +171,11 @@ def summary(counted: Stats | None = None) -> str:
     dropped = {cause: count for cause, count in s.drops.items() if count}
     causes = f" ({', '.join(f'{cause} {count:,}' for cause, count in dropped.items())})"
     offloads = f"GSO {_on(s.gso)}, GRO {_on(s.gro)}"
+    engines = f"{s.engines} engines, " if s.engines > 1 else ""
     return "\n".join(
         (
-            f"rank {s.rank} of {s.world_size}: {s.suite} by {s.provider}, {s.peers} peers, "
-            f"{s.paths_active} paths active, {s.paths_used} used, {offloads}",
+            f"rank {s.rank} of {s.world_size}: {s.suite} by {s.provider}, {engines}"
+            f"{s.peers} peers, {s.paths_active} paths active, {s.paths_used} used, {offloads}",
             f"  sealed  {s.packets_sealed:>12,} packets {_size(s.bytes_sealed):>12}",
             f"  opened  {s.packets_opened:>12,} packets {_size(s.bytes_opened):>12}",
             f"  resent  {s.fragments_resent:>12,} fragments {_size(s.bytes_resent):>10}, "

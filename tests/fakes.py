@@ -13,10 +13,11 @@ from torch._C._distributed_c10d import Store
 
 from securefabric._core import JobKey
 from securefabric.identity import PskIdentity
-from securefabric.roster import EntryBody, PeerEntry, policy_digest
+from securefabric.roster import EngineEntry, EntryBody, PeerEntry, policy_digest
 
 SUITE = "aes-256-gcm"
 KEY_ID = "00112233445566ff"
+ENGINE_FIELDS = frozenset(field.name for field in dataclasses.fields(EngineEntry))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +40,29 @@ class FakeCredential:
         PskIdentity(job_key, 0).check_evidence(rank, key_id, message, evidence)
 
 
+def make_engine(rank: int = 0, number: int = 0, **changes: object) -> EngineEntry:
+    """A valid engine; no two are alike where they must differ."""
+    engine = EngineEntry(
+        public_key=hashlib.sha256(b"public %d %d" % (rank, number)).digest(),
+        spi_base=1 << 20,
+        addresses=[f"10.0.{number}.{rank + 1}:4000", f"[fd00::{number + 1}:{rank + 1}]:4001"],
+    )
+    return dataclasses.replace(engine, **changes)  # type: ignore[arg-type]
+
+
 def make_body(rank: int = 0, **changes: object) -> EntryBody:
-    """A valid body; two ranks' bodies differ where they must."""
+    """A valid body with one engine, whose fields may be changed as well.
+
+    Two ranks' bodies differ where they must.
+    """
+    of_engine = {name: changes.pop(name) for name in ENGINE_FIELDS if name in changes}
     body = EntryBody(
         version=1,
         job="default",
         rank=rank,
         world_size=4,
         boot_id=hashlib.sha256(b"boot %d" % rank).digest()[:16],
-        public_key=hashlib.sha256(b"public %d" % rank).digest(),
-        spi_base=1 << 20,
-        addresses=[f"10.0.0.{rank + 1}:4000", f"[fd00::{rank + 1}]:4001"],
+        engines=[make_engine(rank, **of_engine)],
         max_datagram=8960,
         suite=SUITE,
         kem_key=b"",
@@ -72,9 +85,8 @@ class FakeFabric:
         self.suite = suite
         assert not job_key_text or JobKey(job_key_text).suite == suite
         self.boot_id = hashlib.sha256(b"boot %d" % FakeFabric.made).digest()[:16]
-        self.public_key = hashlib.sha256(b"public %d" % FakeFabric.made).digest()
-        self.spi_base = 4096
-        self.addresses = [f"127.0.0.1:{4000 + FakeFabric.made}"]
+        public_key = hashlib.sha256(b"public %d" % FakeFabric.made).digest()
+        self.engines = [(public_key, 4096, [f"127.0.0.1:{4000 + FakeFabric.made}"])]
         self.max_datagram = 8960
         self.entry = b""
         self.shutdowns = 0

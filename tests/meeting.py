@@ -15,7 +15,7 @@ from second_implementation import GENERATION_BITS, SECONDS_MAX, Job, Peer, label
 
 from securefabric import _C, _core
 from securefabric.identity import PskIdentity
-from securefabric.roster import EntryBody, Roster, policy_digest
+from securefabric.roster import EngineEntry, EntryBody, Roster, policy_digest
 
 
 class Meeting:
@@ -36,6 +36,7 @@ class Meeting:
             local_world_size=2,
             suite=suite,
             job_key_text=text,
+            engines=1,
             addresses=["127.0.0.1"],
             interfaces="",
             sockets_per_interface=2,
@@ -55,15 +56,15 @@ class Meeting:
             tuning=[],
             resolve=lambda _group_key, rank: self.roster.verify(rank, self.peer.entry),
         )
+        ((public_key, spi_base, addresses),) = self.fabric.engines
+        engine = EngineEntry(public_key=public_key, spi_base=spi_base, addresses=addresses)
         body = EntryBody(
             version=1,
             job="second implementation",
             rank=0,
             world_size=2,
             boot_id=self.fabric.boot_id,
-            public_key=self.fabric.public_key,
-            spi_base=self.fabric.spi_base,
-            addresses=self.fabric.addresses,
+            engines=[engine],
             max_datagram=self.fabric.max_datagram,
             suite=suite,
             kem_key=b"",
@@ -84,7 +85,7 @@ class Meeting:
             global_ranks=[0, 1],
             options=_C.Options(timedelta(seconds=SECONDS_MAX)),
         )
-        self.peer.meet(body, self.roster.own_entry)
+        self.peer.meet(engine, self.roster.own_entry)
 
 
 @contextmanager

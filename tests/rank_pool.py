@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from forked import FORKED
+from striping import stripe_small_calls
 
 _GRACE_S = 5.0  # for the other ranks, once one has failed
 OPERATION_TIMEOUT_S = 60.0
@@ -27,8 +28,9 @@ OPERATION_TIMEOUT_S = 60.0
 class RankPool:
     """Processes that are the ranks of one job and run cases by name."""
 
-    def __init__(self, world_size: int, key_file: str) -> None:
+    def __init__(self, world_size: int, engines: int, key_file: str) -> None:
         self._world_size = world_size
+        self._engines = engines
         self._key_file = key_file
         self._processes: list[Any] = []
         self._connections: list[Connection] = []
@@ -68,7 +70,8 @@ class RankPool:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(self._world_size):
             ours, theirs = FORKED.Pipe()
-            arguments = (theirs, rank, self._world_size, self._store.port, self._key_file)
+            place = (rank, self._world_size, self._engines)
+            arguments = (theirs, *place, self._store.port, self._key_file)
             process = FORKED.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -102,14 +105,15 @@ class Pools:
 
     def __init__(self, key_file: str) -> None:
         self._key_file = key_file
-        self._size = 0
+        self._size = (0, 0)
         self._pool: RankPool | None = None
 
-    def of_size(self, world_size: int) -> RankPool:
-        """Return the pool of so many ranks, ending any other."""
-        if self._pool is None or self._size != world_size:
+    def of_size(self, world_size: int, engines: int = 1) -> RankPool:
+        """Return the pool of so many ranks with so many engines each, ending any other."""
+        size = (world_size, engines)
+        if self._pool is None or self._size != size:
             self.close()
-            self._pool, self._size = RankPool(world_size, self._key_file), world_size
+            self._pool, self._size = RankPool(world_size, engines, self._key_file), size
         return self._pool
 
     def close(self) -> None:
@@ -120,13 +124,20 @@ class Pools:
 
 
 def _serve(
-    connection: Connection, rank: int, world_size: int, store_port: int, key_file: str
+    connection: Connection,
+    rank: int,
+    world_size: int,
+    engines: int,
+    store_port: int,
+    key_file: str,
 ) -> None:
     from contract_world import World
 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
     os.environ["SECUREFABRIC_KEY_FILE"] = key_file
+    os.environ["SECUREFABRIC_ENGINES"] = str(engines)
+    stripe_small_calls()
     # torch's new names for old ones; ours must serve both, and 2.11 has only the old ones.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     torch.set_num_threads(1)

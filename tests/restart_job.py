@@ -34,7 +34,7 @@ def own_addresses() -> list[tuple[str, int]]:
     """Return where this rank's fabric listens."""
     fabric = current_fabric()
     assert fabric is not None
-    addresses = [text.rsplit(":", 1) for text in fabric.native.addresses]
+    addresses = [text.rsplit(":", 1) for text in fabric.roster.own.addresses]
     return [(host, int(port)) for host, port in addresses]
 
 

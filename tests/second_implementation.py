@@ -63,8 +63,8 @@ class Job:
         return cbor2.dumps(["psk", self.key_id.hex(), encoded, evidence], canonical=True)
 
 
-class EntryOfPeer(Protocol):
-    """What is needed of a peer's entry to link with it."""
+class EngineOfPeer(Protocol):
+    """What is needed of a peer's entry to link with one of its engines."""
 
     public_key: bytes
     spi_base: int
@@ -252,9 +252,13 @@ class Peer:
             "rank": self.rank,
             "world_size": 2,
             "boot_id": os.urandom(16),
-            "public_key": self.private.public_key().public_bytes_raw(),
-            "spi_base": self.spi_base,
-            "addresses": [f"127.0.0.1:{self.socket.getsockname()[1]}"],
+            "engines": [
+                {
+                    "public_key": self.private.public_key().public_bytes_raw(),
+                    "spi_base": self.spi_base,
+                    "addresses": [f"127.0.0.1:{self.socket.getsockname()[1]}"],
+                }
+            ],
             "max_datagram": 1472,
             "suite": job.suite,
             "kem_key": b"",
@@ -281,7 +285,7 @@ class Peer:
         self.halves: dict[bytes, X25519PrivateKey] = {}
         """All of ours, by public key."""
 
-    def meet(self, other: EntryOfPeer, other_entry: bytes) -> None:
+    def meet(self, other: EngineOfPeer, other_entry: bytes) -> None:
         """§3.3 and §3.4; rank 0 is the low end."""
         self.link = link_secret(
             self.private, other.public_key, other_entry, self.entry, self.job.secret("job secret")

@@ -74,7 +74,7 @@ def test_advertised_addresses__by_interface(
     bound: list[str], options: dict[str, str], named: list[str]
 ) -> None:
     chosen = Options(sockets_per_interface=2, **options)  # type: ignore[arg-type]
-    assert advertised_addresses(bound, chosen) == named
+    assert advertised_addresses([bound], chosen) == [named]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,19 @@ def test_advertised_addresses__refuses_what_does_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=hint):
         advertised_addresses(
-            bound, Options(advertise=advertise, ports="60-61", sockets_per_interface=2)
+            [bound], Options(advertise=advertise, ports="60-61", sockets_per_interface=2)
         )
+
+
+def test_advertised_addresses__of_several_engines() -> None:
+    bound = [["10.0.0.1:60", "10.0.0.1:61"], ["10.0.0.1:62", "10.0.0.1:63"]]
+    options = Options(advertise="1.2.3.4:70", ports="60-63", sockets_per_interface=2)
+    named = [["1.2.3.4:70", "1.2.3.4:71"], ["1.2.3.4:72", "1.2.3.4:73"]]
+    assert advertised_addresses(bound, options) == named
+    bound = [["10.0.0.1:60", "10.0.1.1:61"], ["10.0.0.1:61", "10.0.1.1:60"]]
+    options = Options(advertise="1.2.3.4,1.2.3.4", sockets_per_interface=1)
+    with pytest.raises(ConfigError, match="two"):
+        advertised_addresses(bound, options)
 
 
 def _ports_of_this_rank(_rank: int) -> list[int]:
@@ -103,7 +114,8 @@ def _ports_of_this_rank(_rank: int) -> list[int]:
 
     fabric = current_fabric()
     assert fabric is not None
-    ports = [int(address.rpartition(":")[2]) for address in fabric.native.addresses]
+    bound = [address for *_, addresses in fabric.native.engines for address in addresses]
+    ports = [int(address.rpartition(":")[2]) for address in bound]
     dist.destroy_process_group()
     return ports
 

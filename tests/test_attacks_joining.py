@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from certificate_factory import authority as other_authority
 from certificate_factory import key_pem, leaf, pem
+from fakes import ENGINE_FIELDS
 from members import Member, check_all_reduce, errors_of, job
 from torch._C._distributed_c10d import HashStore
 
@@ -53,7 +54,10 @@ def member_identity(key_file: str, rank: int) -> PskIdentity:
 
 def forged(member: Member, key_file: str, **changes: Any) -> bytes:
     """The entry of a member who lies in these fields."""
-    body: EntryBody = dataclasses.replace(member.fabric.roster.own, **changes)
+    own = member.fabric.roster.own
+    of_engine = {name: changes.pop(name) for name in ENGINE_FIELDS if name in changes}
+    engines = [dataclasses.replace(own.engines[0], **of_engine), *own.engines[1:]]
+    body: EntryBody = dataclasses.replace(own, engines=engines, **changes)
     return encode_entry(member_identity(key_file, member.rank), body)
 
 
@@ -126,7 +130,7 @@ def test_row_21__the_second_process_of_a_rank_is_refused_and_both_are_named(
         monkeypatch.setattr(_fabric, "_published", set())
         with pytest.raises(DuplicateRank) as raised:
             Member(1, 2, store, key_file=key_file)
-        first = members[1].fabric.native.addresses[0]
+        first = members[1].fabric.roster.own.addresses[0]
         assert first in str(raised.value)
         assert "claim rank 1: this one at 127.0.0.1:" in str(raised.value)
         check_all_reduce(*members)
@@ -225,7 +229,7 @@ def test_row_23__what_the_store_changes_is_found_out(
         if key != ENTRY.format(1):
             return value
         own = members[1].fabric.roster.own
-        before: Any = getattr(own, field)
+        before: Any = getattr(own.engines[0] if field in ENGINE_FIELDS else own, field)
         text = before[0].encode() if field == "addresses" else before
         text = text.encode() if isinstance(text, str) else text
         at = value.index(text) + len(text) - 1
@@ -367,7 +371,7 @@ def test_row_27__live(
 ) -> None:
     first, second = Member(0, 2, store, key_file=key_file), Member(1, 2, store, key_file=key_file)
     with job(first, second):
-        public = first.fabric.native.public_key if key is None else key
+        public = first.fabric.roster.own.engines[0].public_key if key is None else key
         put(store, ENTRY.format(1), forged(second, key_file, public_key=public))
         error = first.error()
         assert error.startswith(f"{kind}: ")

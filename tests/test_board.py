@@ -43,7 +43,7 @@ def test_look_up__none_until_the_peer_has_published() -> None:
     published(store, 1)
     peer = board.look_up(1)
     assert peer is not None
-    assert peer.addresses == make_body(1).addresses
+    assert peer.engines == make_body(1).engines
 
 
 def test_look_up__what_the_store_altered_is_refused() -> None:

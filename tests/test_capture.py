@@ -167,7 +167,7 @@ def _reduce_canaries(_rank: int, backend: str) -> Fabric | None:
 
         current = current_fabric()
         assert current is not None
-        ports = {int(address.rpartition(":")[2]) for address in current.native.addresses}
+        ports = {int(address.rpartition(":")[2]) for address in current.roster.own.addresses}
         fabric = Fabric(ports, current.native.max_datagram)
     dist.destroy_process_group()
     return fabric
@@ -177,6 +177,8 @@ def _reduce_canaries(_rank: int, backend: str) -> Fabric | None:
 class Recording:
     """A job of two ranks, recorded."""
 
+    engines: int
+    """Of each rank."""
     packets: list[Packet]
     datagrams: list[bytes]
     """Those between the sockets of the fabrics."""
@@ -195,20 +197,20 @@ class Recording:
         ]
 
 
-def record(backend: str, key_file: str) -> Recording:
+def record(backend: str, key_file: str, engines: int = 1) -> Recording:
     with own_network(), Recorder() as recorder:
         outcomes = run_ranks(
             _reduce_canaries,
             2,
             backend,
             key_file=key_file,
-            environment={"GLOO_SOCKET_IFNAME": "lo"},
+            environment={"GLOO_SOCKET_IFNAME": "lo", "SECUREFABRIC_ENGINES": str(engines)},
             timeout_s=60,
         )
     assert [outcome.error for outcome in outcomes] == [None, None], outcomes
     assert recorder.missed == 0
     fabrics = [outcome.value for outcome in outcomes if outcome.value is not None]
-    return Recording(recorder.packets, list(datagrams(recorder.packets, fabrics)))
+    return Recording(engines, recorder.packets, list(datagrams(recorder.packets, fabrics)))
 
 
 def datagrams(packets: list[Packet], fabrics: list[Fabric]) -> Iterator[bytes]:
@@ -245,9 +247,10 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def recording(key_file: str) -> Recording:
-    return record("securefabric", key_file)
+# The large tensors are just large enough for two engines.
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_engine", "two_engines"])
+def recording(key_file: str, request: pytest.FixtureRequest) -> Recording:
+    return record("securefabric", key_file, request.param)
 
 
 @pytest.mark.parametrize("canary", CANARIES)
@@ -283,13 +286,13 @@ def test_wire__never_uses_a_packet_number_twice(recording: Recording) -> None:
     # No gap either: loopback loses nothing, and the recorder has missed nothing.
     for numbers in seen.values():
         assert sorted(numbers) == list(range(len(numbers)))
-    assert len({spi for spi, _ in seen}) == 2  # one for each direction
+    assert len({spi for spi, _ in seen}) == 2 * recording.engines  # one for each direction
     paths = {path_id for _, path_id in seen}
     assert paths == {own << 8 | other for own in range(3) for other in range(3)}
 
 
 def test_wire__two_runs_with_one_key_share_no_block(recording: Recording, key_file: str) -> None:
-    again = record("securefabric", key_file)
+    again = record("securefabric", key_file, recording.engines)
     assert not set(recording.blocks()) & set(again.blocks())
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rank_pool import Pools
 
-WORLD_SIZES = (1, 2, 3, 4, 5)
+# Ranks, and engines of each.
+WORLDS = ((1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (2, 3), (3, 2))
 MODULES = (
     "contract_reductions",
     "contract_movement",
@@ -27,14 +28,16 @@ CASE_TIMEOUT_S = 120.0
 
 
 def every_case() -> Iterator[Any]:
-    for world_size in WORLD_SIZES:
+    for world_size, engines in WORLDS:
+        label = str(world_size) if engines == 1 else f"{world_size}x{engines}"
         for module in MODULES:
             cases = importlib.import_module(module).CASES
             for name in cases:
                 if cases.ranks_min[name] <= world_size:
-                    yield pytest.param(world_size, module, name, id=f"{world_size}-{name}")
+                    case = (world_size, engines, module, name)
+                    yield pytest.param(*case, id=f"{label}-{name}")
 
 
-@pytest.mark.parametrize(("world_size", "module", "case"), list(every_case()))
-def test_contract(pools: Pools, world_size: int, module: str, case: str) -> None:
-    pools.of_size(world_size).run(module, case, CASE_TIMEOUT_S)
+@pytest.mark.parametrize(("world_size", "engines", "module", "case"), list(every_case()))
+def test_contract(pools: Pools, world_size: int, engines: int, module: str, case: str) -> None:
+    pools.of_size(world_size, engines).run(module, case, CASE_TIMEOUT_S)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_suites__a_provider_that_failed_its_self_test_is_told(
     monkeypatch.setattr(_core, "provider_failures", lambda: ["the vaes provider failed"])
     first = next(doctor._suites())
     assert (first.verdict, first.detail) == ("note", "the vaes provider failed")
+
+
+def test_settings__say_how_many_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    assert "engines" not in by_topic(list(doctor._settings()))
+    for engines, verdict in ((2, "ok"), (3, "note")):
+        monkeypatch.setenv("SECUREFABRIC_ENGINES", str(engines))
+        found = by_topic(list(doctor._settings()))["engines"]
+        assert found.verdict == verdict
+        assert f"{engines} for each rank, 2 cores" in found.detail
 
 
 def test_offloads__a_kernel_without_them_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

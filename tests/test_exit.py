@@ -103,8 +103,9 @@ def resolve(group_key, rank):
 fabric = _C.Fabric(
     rank=0, world_size=2, local_world_size=2, suite="aes-256-gcm",
     job_key_text=bytearray(Path(os.environ["SECUREFABRIC_KEY_FILE"]).read_bytes()),
-    addresses=["127.0.0.1"], interfaces="", sockets_per_interface=1, port_first=0, port_last=0,
-    paths_per_peer=1, join_timeout_s=60.0, death_timeout_s=10.0, heartbeat_s=1.0,
+    engines=1, addresses=["127.0.0.1"], interfaces="", sockets_per_interface=1,
+    port_first=0, port_last=0, paths_per_peer=1,
+    join_timeout_s=60.0, death_timeout_s=10.0, heartbeat_s=1.0,
     epoch_age_s=3600.0, epoch_bytes=1 << 40, gso=True, gro=True, spin="never", eager_connect=True,
     generation_bits=22, tuning=[], resolve=resolve,
 )

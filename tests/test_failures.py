@@ -177,9 +177,9 @@ def test_rank_whose_program_raises__the_others_are_sent_to_its_log(key_file: str
     assert outcomes[0].error.endswith("its own log says why")
 
 
-def _loop_until_failure(rank: int, victim: int, ready: str) -> tuple[str, float]:
+def _loop_until_failure(rank: int, victim: int, ready: str, numel: int) -> tuple[str, float]:
     join()
-    tensor = torch.ones(1 << 16)
+    tensor = torch.ones(numel)
     dist.all_reduce(tensor)
     if rank == victim:
         Path(ready).touch()
@@ -197,8 +197,12 @@ def _loop_until_failure(rank: int, victim: int, ready: str) -> tuple[str, float]
     return "no error", 0.0
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_lost_peer__every_survivor_learns_who(key_file: str, tmp_path: Path, how: int) -> None:
+@pytest.mark.parametrize(
+    ("how", "engines"), [(signal.SIGKILL, 1), (signal.SIGSTOP, 1), (signal.SIGKILL, 2)]
+)
+def test_lost_peer__every_survivor_learns_who(
+    key_file: str, tmp_path: Path, how: int, engines: int
+) -> None:
     ready = tmp_path / "ready"
     victim = 1
 
@@ -213,8 +217,13 @@ def test_lost_peer__every_survivor_learns_who(key_file: str, tmp_path: Path, how
         3,
         victim,
         str(ready),
+        1 << 16 if engines == 1 else 1 << 19,  # elements; these are enough for two engines
         key_file=key_file,
-        environment={"SECUREFABRIC_DEATH_TIMEOUT_S": "3", "SECUREFABRIC_HEARTBEAT_S": "0.5"},
+        environment={
+            "SECUREFABRIC_DEATH_TIMEOUT_S": "3",
+            "SECUREFABRIC_HEARTBEAT_S": "0.5",
+            "SECUREFABRIC_ENGINES": str(engines),
+        },
         meanwhile=strike,
         timeout_s=40,
     )
@@ -365,7 +374,8 @@ def test_wait__with_a_timeout_of_its_own(key_file: str) -> None:
 
 def _fork_and_use(_rank: int) -> str:
     join()
-    dist.all_reduce(torch.ones(4))
+    tensor = torch.ones(1 << 19)  # made here: torch's own threads do not survive fork()
+    dist.all_reduce(tensor)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -374,7 +384,7 @@ def _fork_and_use(_rank: int) -> str:
             assert securefabric.summary() == ""
             with pytest.raises(ForkError):
                 securefabric.stats()
-            dist.all_reduce(torch.ones(4))
+            dist.all_reduce(tensor)
             text = "no error"
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
@@ -384,13 +394,15 @@ def _fork_and_use(_rank: int) -> str:
     with os.fdopen(reader) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    dist.all_reduce(torch.ones(4))
+    dist.all_reduce(tensor)
     dist.destroy_process_group()
     return text
 
 
-def test_forked_child__may_not_use_the_keys(key_file: str) -> None:
-    for outcome in run_ranks(_fork_and_use, 2, key_file=key_file):
+@pytest.mark.parametrize("engines", [1, 2])
+def test_forked_child__may_not_use_the_keys(key_file: str, engines: int) -> None:
+    environment = {"SECUREFABRIC_ENGINES": str(engines)}
+    for outcome in run_ranks(_fork_and_use, 2, key_file=key_file, environment=environment):
         assert outcome.error is None, outcome
         assert "ForkError" in outcome.value
         assert "fork" in outcome.value
@@ -405,7 +417,7 @@ def _reduce_under_fire(rank: int, ports: str) -> tuple[bool, int, int]:
     fabric = current_fabric()
     assert fabric is not None
     own = Path(ports) / str(rank)
-    own.with_suffix(".tmp").write_text(" ".join(fabric.native.addresses))
+    own.with_suffix(".tmp").write_text(" ".join(fabric.roster.own.addresses))
     own.with_suffix(".tmp").rename(own)
     exact = True
     until = time.monotonic() + 4

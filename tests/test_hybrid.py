@@ -63,7 +63,7 @@ def test_look_up__both_ends_share_a_secret_that_is_new_each_time(
 
 def test_look_up__the_higher_rank_knocks_until_the_lower_one_has_encapsulated(pair: Pair) -> None:
     assert pair.boards[1].look_up(0) is None
-    own = pair.rosters[0].own
+    own = pair.rosters[0].own.engines[0]
     assert pair.knocks == [{"own_rank": 1, "spi_base": own.spi_base, "addresses": own.addresses}]
     assert pair.boards[0].look_up(1) is not None
     assert pair.boards[1].look_up(0) is not None

@@ -23,6 +23,7 @@ OTHER_VALUES: dict[str, tuple[str, object]] = {
     "sockets_per_interface": ("3", 3),
     "ports": ("6000-6007", "6000-6007"),
     "advertise": ("203.0.113.5", "203.0.113.5"),
+    "engines": ("2", 2),
     "paths_per_peer": ("8", 8),
     "join_timeout_s": ("5", 5.0),
     "death_timeout_s": ("2.5", 2.5),
@@ -94,6 +95,8 @@ def test_options__empty_twin_means_default(name: str, monkeypatch: pytest.Monkey
         ({"job_id": "x" * 65}, "64 bytes"),
         ({"job_id": "a\nb"}, "printable"),
         ({"test_generation_bits": 23}, "between 4 and 22"),
+        ({"engines": 0}, "between 1 and 16"),
+        ({"engines": 17}, "between 1 and 16"),
     ],
 )
 def test_options__refuses_unusable_values(changes: dict[str, object], hint: str) -> None:

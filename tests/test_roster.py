@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import cbor2
 import pytest
-from fakes import KEY_ID, FakeCredential, make_body
+from fakes import ENGINE_FIELDS, KEY_ID, FakeCredential, make_body, make_engine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,9 @@ from securefabric.errors import (
 )
 from securefabric.roster import (
     ENTRY_BYTES_MAX,
+    EngineEntry,
     EntryBody,
+    PeerEntry,
     Roster,
     decode_body,
     encode_body,
@@ -49,7 +51,14 @@ def sealed_map(fields: dict[str, object]) -> bytes:
 
 def entry_with(changes: dict[str, object]) -> bytes:
     """What rank 1, a holder of the key, publishes when it changes these fields."""
-    return sealed_map({**dataclasses.asdict(make_body(1)), **changes})
+    fields = dataclasses.asdict(make_body(1))
+    for name, value in changes.items():
+        (fields["engines"][0] if name in ENGINE_FIELDS else fields)[name] = value
+    return sealed_map(fields)
+
+
+def engines_of(count: int, **changes: object) -> list[dict[str, object]]:
+    return [dataclasses.asdict(make_engine(1, number, **changes)) for number in range(count)]
 
 
 # policy_digest
@@ -78,8 +87,8 @@ def test_verify__accepts_a_peer_and_keeps_its_bytes() -> None:
     body = make_body(1)
     assert peer.entry_bytes == entry
     assert {
-        name: getattr(peer, name) for name in ("rank", "boot_id", "public_key", "addresses")
-    } == {name: getattr(body, name) for name in ("rank", "boot_id", "public_key", "addresses")}
+        name: getattr(peer, name) for name in ("rank", "boot_id", "engines", "max_datagram")
+    } == {name: getattr(body, name) for name in ("rank", "boot_id", "engines", "max_datagram")}
 
 
 def test_verify__accepts_the_same_entry_again_and_a_restarted_peer() -> None:
@@ -130,6 +139,18 @@ def test_verify__accepts_the_same_entry_again_and_a_restarted_peer() -> None:
         ({"addresses": ["fd00::1:4000"]}, MalformedEntry, "addresses"),
         ({"addresses": ["[FD00::1]:4000"]}, MalformedEntry, "addresses"),
         ({"addresses": "10.0.0.1:4000"}, MalformedEntry, "addresses"),
+        ({"engines": []}, MalformedEntry, "engines is out of range"),
+        ({"engines": {}}, MalformedEntry, "engines is out of range"),
+        ({"engines": [{}] * 17}, MalformedEntry, "engines is out of range"),
+        ({"engines": [b"engine"]}, MalformedEntry, "one of its engines is not a map"),
+        ({"engines": [{}]}, MalformedEntry, "one of its engines has other fields"),
+        ({"engines": engines_of(2)}, PolicyMismatch, "runs 2 engines.*1; set SECUREFABRIC_ENGINES"),
+        (
+            {"engines": engines_of(2, public_key=b"p" * 32)},
+            MalformedEntry,
+            "public keys are not",
+        ),
+        ({"engines": engines_of(2, addresses=["10.0.0.1:1"])}, MalformedEntry, "addresses are not"),
         ({"addresses": [7]}, MalformedEntry, "addresses"),
         ({"max_datagram": 1199}, MalformedEntry, "max_datagram"),
         ({"max_datagram": 65_508}, MalformedEntry, "max_datagram"),
@@ -150,10 +171,13 @@ def test_verify__every_changed_field_has_its_error(
     assert "rank 1" in str(info.value)
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EntryBody)])
+FIELDS = sorted({field.name for field in dataclasses.fields(EntryBody)} | ENGINE_FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
 def test_verify__a_missing_field_is_malformed(name: str) -> None:
     fields = dataclasses.asdict(make_body(1))
-    del fields[name]
+    del (fields["engines"][0] if name in ENGINE_FIELDS else fields)[name]
     with pytest.raises(MalformedEntry, match="other fields"):
         roster_of().verify(1, sealed_map(fields))
 
@@ -192,20 +216,35 @@ def test_verify__another_identity_mode_is_a_policy_mismatch() -> None:
         roster_of().verify(1, canonical(["x509", *parts[1:]]))
 
 
+def field_of(body: EntryBody | PeerEntry, name: str) -> object:
+    return getattr(body.engines[0] if name in ENGINE_FIELDS else body, name)
+
+
 @pytest.mark.parametrize("name", ["boot_id", "public_key"])
 def test_verify__one_process_cannot_be_two_ranks(name: str) -> None:
     roster = roster_of()
     roster.verify(1, encode_entry(KEY, make_body(1)))
-    twin = make_body(2, **{name: getattr(make_body(1), name)})
+    twin = make_body(2, **{name: field_of(make_body(1), name)})
     with pytest.raises(DuplicateRank, match=r"rank 2 .* of rank 1"):
         roster.verify(2, encode_entry(KEY, twin))
 
 
 @pytest.mark.parametrize("name", ["boot_id", "public_key"])
 def test_verify__own_key_mirrored_back_is_refused(name: str) -> None:
-    mirrored = make_body(1, **{name: getattr(make_body(0), name)})
+    mirrored = make_body(1, **{name: field_of(make_body(0), name)})
     with pytest.raises(DuplicateRank, match="of rank 0"):
         roster_of(0).verify(1, encode_entry(KEY, mirrored))
+
+
+def test_verify__several_engines_and_no_key_of_them_twice() -> None:
+    ours, theirs = ([make_engine(rank, number) for number in range(3)] for rank in (0, 1))
+    roster = Roster(KEY, make_body(0, engines=ours))
+    peer = roster.verify(1, encode_entry(KEY, make_body(1, engines=theirs)))
+    assert peer.engines == theirs
+    for stolen in (ours[2], theirs[2]):
+        engines = [make_engine(2, number) for number in range(2)] + [stolen]
+        with pytest.raises(DuplicateRank, match=r"rank 2 .* public key of rank"):
+            roster.verify(2, encode_entry(KEY, make_body(2, engines=engines)))
 
 
 # Roster.check_not_replaced
@@ -294,14 +333,19 @@ def test_split_entry__any_cbor_is_split_or_malformed(value: object) -> None:
         split_entry(1, canonical(value)[: ENTRY_BYTES_MAX + 1])
 
 
-@given(st.sampled_from([field.name for field in dataclasses.fields(EntryBody)]), cbor_values)
+@given(st.sampled_from(FIELDS), cbor_values)
 def test_verify__any_value_in_any_field_is_refused_or_in_range(name: str, value: object) -> None:
     try:
         peer = roster_of().verify(1, entry_with({name: value}))
     except IdentityError:
         return
-    assert getattr(peer, name) == value
-    assert name in ("spi_base", "max_datagram") or value == getattr(make_body(1), name)
+    assert field_of(peer, name) == value
+    assert name in ("spi_base", "max_datagram") or value == field_of(make_body(1), name)
+
+
+def are_apart(made: list[EngineEntry]) -> bool:
+    every = [value for engine in made for value in (engine.public_key, *engine.addresses)]
+    return len(set(every)) == len(every)
 
 
 def in_range(least: int, most: int) -> st.SearchStrategy[int]:
@@ -325,6 +369,12 @@ addresses = joined(
     st.ip_addresses(v=6).filter(lambda ip: not (ip.is_unspecified or ip.is_multicast)).map(str),
     lambda ip, port: f"[{ip}]:{port}",
 )
+engines = st.builds(
+    EngineEntry,
+    public_key=no_zeros(32),
+    spi_base=in_range(0, (1 << 32) - 1),
+    addresses=st.lists(addresses, min_size=1, max_size=16, unique=True),
+)
 bodies = st.builds(
     EntryBody,
     version=st.just(1),
@@ -332,9 +382,7 @@ bodies = st.builds(
     rank=in_range(0, (1 << 20) - 1),
     world_size=in_range(1, 1 << 20),
     boot_id=no_zeros(16),
-    public_key=no_zeros(32),
-    spi_base=in_range(0, (1 << 32) - 1),
-    addresses=st.lists(addresses, min_size=1, max_size=64, unique=True),
+    engines=st.lists(engines, min_size=1, max_size=4).filter(are_apart),
     max_datagram=in_range(1200, 65_507),
     suite=st.sampled_from(["aes-256-gcm", "aegis-256x2", "chacha20-poly1305"]),
     kem_key=st.sampled_from([b"", b"k" * 1184]),

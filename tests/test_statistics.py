@@ -107,6 +107,11 @@ def test_summary__says_what_a_user_asks(monkeypatch: pytest.MonkeyPatch) -> None
     assert summary(stats()) == summary()
 
 
+def test_summary__several_engines_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, counted(engines=2, peers=3))
+    assert ": aes-256-gcm by openssl, 2 engines, 3 peers, " in summary()
+
+
 def test_summary__nothing_dropped_names_no_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, counted())
     assert summary().endswith("0 datagrams, 0 authentication failures, 0 lost to full buffers")

@@ -109,7 +109,8 @@ class RankProcess {
     publish();
     std::vector<Rank> members;
     for (uint32_t i = 0; i < settings.ranks; ++i) members.push_back(Rank{i});
-    group_ = must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true));
+    group_ =
+        must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true)).front();
   }
 
   // Leaves the times in this rank's page.
@@ -148,11 +149,12 @@ class RankProcess {
   void publish() {
     RankPage& own = pages_.ranks[rank_];
     own.boot_id = fabric_->boot_id();
-    own.public_key = fabric_->public_key();
-    own.spi_base = fabric_->spi_base();
-    own.address_count = fabric_->addresses().size();
+    const net::EngineEntry& engine = fabric_->engine_entries().front();
+    own.public_key = engine.public_key;
+    own.spi_base = engine.spi_base;
+    own.address_count = engine.addresses.size();
     SF_CHECK(own.address_count <= kAddressesMax);
-    std::copy(fabric_->addresses().begin(), fabric_->addresses().end(), own.addresses.begin());
+    std::copy(engine.addresses.begin(), engine.addresses.end(), own.addresses.begin());
     own.datagram_bytes_max = fabric_->datagram_bytes_max();
     const auto entry = entry_of(rank_);
     if (const base::Status status = fabric_->set_entry(entry); !status) {
@@ -163,9 +165,9 @@ class RankProcess {
 
   static std::array<uint8_t, 1> entry_of(uint32_t rank) { return {static_cast<uint8_t>(rank)}; }
 
-  base::Result<std::optional<transport::PeerDescription>> look_up(Rank peer) const {
+  base::Result<std::optional<net::Fabric::Peer>> look_up(Rank peer) const {
     const RankPage& page = pages_.ranks[peer.value];
-    if (!page.is_published) return std::optional<transport::PeerDescription>();
+    if (!page.is_published) return std::optional<net::Fabric::Peer>();
     transport::PeerDescription description;
     description.rank = peer;
     description.boot_id = page.boot_id;
@@ -176,7 +178,7 @@ class RankProcess {
     description.datagram_bytes_max = page.datagram_bytes_max;
     const auto entry = entry_of(peer.value);
     description.entry.assign(entry.begin(), entry.end());
-    return std::optional(std::move(description));
+    return std::optional(net::Fabric::Peer{std::move(description)});
   }
 
   void all_reduce(std::vector<float>& values) {

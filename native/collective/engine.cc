@@ -34,7 +34,7 @@ void Engine::remove_group(const Group& group, Instant now, const std::optional<E
   if (at == groups_.end()) return;
   const Error error = reason.value_or(
       Error{ErrorCode::kAborted, "process group '" + group.name + "' was shut down"});
-  break_group(*at->second.group, error, /*is_told=*/reason.has_value());
+  break_group(*at->second.group, error, reason);
   collectives_.drop_group(group.wire_id);
   point_to_point_.drop_group(group.wire_id);
   closed_groups_.insert(group.wire_id);
@@ -45,14 +45,22 @@ void Engine::remove_group(const Group& group, Instant now, const std::optional<E
 
 void Engine::abort_group(Group& group, const Error& reason, Instant now) {
   now_ = now;
-  if (!group.broken) break_group(group, reason, /*is_told=*/true);
+  if (!group.broken) break_group(group, reason, reason);
+  pump(now);
+}
+
+void Engine::follow(const GroupBroken& broken, Instant now) {
+  now_ = now;
+  const auto at = groups_.find(broken.wire_id);
+  if (at == groups_.end() || at->second.group->broken) return;
+  break_here(*at->second.group, broken.error, broken.told);
   pump(now);
 }
 
 void Engine::abort_all(const Error& reason, Instant now) {
   now_ = now;
   for (auto& [id, state] : groups_) {
-    if (!state.group->broken) break_group(*state.group, reason, /*is_told=*/false);
+    if (!state.group->broken) break_group(*state.group, reason, std::nullopt);
   }
   pump(now);
 }
@@ -99,7 +107,8 @@ void Engine::take_sequence(Operation& operation, GroupState& state) {
     operation.sequence = state.sends[{request.schedule.steps.front().peer, request.tag}]++;
     return;
   }
-  operation.sequence = state.next_sequence++;
+  operation.sequence = request.sequence.value_or(state.next_sequence);
+  state.next_sequence = operation.sequence + 1;
   state.recent[operation.sequence] = operation.signature();
   if (state.recent.size() > kRecentSignaturesMax) state.recent.erase(state.recent.begin());
 }
@@ -178,6 +187,13 @@ std::optional<Rank> Engine::poll_wanted() {
   const Rank rank = wanted_.front();
   wanted_.pop_front();
   return rank;
+}
+
+std::optional<GroupBroken> Engine::poll_broken() {
+  if (broken_.empty()) return std::nullopt;
+  GroupBroken broken = std::move(broken_.front());
+  broken_.pop_front();
+  return broken;
 }
 
 std::shared_ptr<Operation> Engine::poll_completed() {

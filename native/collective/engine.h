@@ -1,9 +1,10 @@
-// The sans-IO engine of one process: its transport endpoint and the operations that run on it.
+// The sans-IO engine: a transport endpoint and the operations that run on it.
 //
 //   start(operation) ─► steps that wait for nothing ─► post_send / post_receive ─► endpoint
 //   handle_datagram  ─► endpoint ─► events ─► a step is complete ─► its dependents start
 //                                          └► the last step: the operation is completed
-//   a failure        ─► everything of the group fails, the members are told (ABORT)
+//   a failure        ─► everything of the group fails, the members are told (ABORT), and so are
+//                       the other engines of this rank (poll_broken)
 //
 // The same object is driven by sockets and threads (net/driver.h) and by the simulator
 // (sim/cluster.h). Not thread-safe: whoever drives it holds the driver's lock.
@@ -40,6 +41,9 @@ class Engine final : private transport::ReceiveMatcher {
   // Fails every operation of the group and every later one, and tells the members.
   void abort_group(Group& group, const base::Error& reason, base::Instant now);
 
+  // What another engine of this rank has reported (poll_broken) happens here as well.
+  void follow(const GroupBroken& broken, base::Instant now);
+
   // The same for every group, without telling anybody: this process cannot go on.
   void abort_all(const base::Error& reason, base::Instant now);
 
@@ -57,6 +61,8 @@ class Engine final : private transport::ReceiveMatcher {
   base::Instant poll_timeout() const;
   // A peer whose roster entry is needed.
   std::optional<base::Rank> poll_wanted();
+  // A group that broke in this engine first; to be taken before the operations that it ended.
+  std::optional<GroupBroken> poll_broken();
   // An operation that is done; its on_done has not been called.
   std::shared_ptr<Operation> poll_completed();
 
@@ -124,7 +130,8 @@ class Engine final : private transport::ReceiveMatcher {
                      const wire::Signature& signature);
   base::Error timeout_error(const Operation& operation) const;
   void fail(Operation& operation, const base::Error& error);
-  void break_group(Group& group, const base::Error& error, bool is_told);
+  void break_group(Group& group, const base::Error& error, const std::optional<base::Error>& told);
+  void break_here(Group& group, const base::Error& error, const std::optional<base::Error>& told);
   std::string name_of(const Operation& operation) const;
 
   base::Instant now_;  // of the current call
@@ -138,6 +145,7 @@ class Engine final : private transport::ReceiveMatcher {
   std::unordered_map<transport::Token, StepRef> tokens_;  // posted sends and receives
   transport::Token next_token_ = 1;
   std::deque<base::Rank> wanted_;
+  std::deque<GroupBroken> broken_;
   bool has_lost_peers_ = false;  // a peer was lost or has left: operations look before they start
   std::deque<std::shared_ptr<Operation>> completed_;
   std::set<std::pair<uint64_t, uint32_t>> unmatched_tags_;  // (group, tag) to look at again

@@ -81,7 +81,7 @@ void Engine::check_signature(uint64_t group, uint64_t sequence, Rank peer,
   if (Operation* operation = find_active(group, sequence)) {
     fail(*operation, error);
   } else {
-    break_group(*at->second.group, error, /*tell_members=*/true);
+    break_group(*at->second.group, error, error);
   }
 }
 
@@ -93,8 +93,7 @@ void Engine::on_abort(const transport::GroupAborted& aborted) {
   const Error error{aborted.error.code, "rank " + std::to_string(aborted.peer.value) +
                                             " gave up process group '" + group.name +
                                             "': " + aborted.error.message};
-  break_group(group, error, /*is_told=*/false);
-  tell_members(endpoint_, group, aborted.error);
+  break_group(group, error, aborted.error);
 }
 
 // True when the operation cannot complete without this peer, which is lost or has left. A lost peer
@@ -262,17 +261,22 @@ void Engine::fail(Operation& operation, const Error& error) {
   if (operation.is_done) return;
   release_steps(operation);
   finish(operation, error);
-  if (!group->broken) break_group(*group, error, /*tell_members=*/true);
+  if (!group->broken) break_group(*group, error, error);
 }
 
-void Engine::break_group(Group& group, const Error& error, bool is_told) {
+void Engine::break_group(Group& group, const Error& error, const std::optional<Error>& told) {
+  break_here(group, error, told);
+  broken_.push_back({group.wire_id, error, told});
+}
+
+void Engine::break_here(Group& group, const Error& error, const std::optional<Error>& told) {
   group.broken = error;
   std::vector<std::shared_ptr<Operation>> affected;
   for (const auto& [id, operation] : active_) {
     if (&operation->group() == &group) affected.push_back(operation);
   }
   for (const auto& operation : affected) fail(*operation, error);
-  if (is_told) tell_members(endpoint_, group, error);
+  if (told) tell_members(endpoint_, group, *told);
 }
 
 }  // namespace securefabric::collective

@@ -15,6 +15,7 @@ namespace securefabric::collective {
 
 struct Group {
   uint64_t wire_id = 0;           // names the group in frames; equal on all members
+  uint32_t engine = 0;            // of this rank's, in which this object lives
   std::string name;               // for messages
   uint32_t rank = 0;              // of this process inside the group
   std::vector<base::Rank> ranks;  // global rank of each group rank
@@ -23,6 +24,13 @@ struct Group {
   std::optional<base::Error> broken;
 
   uint32_t size() const { return static_cast<uint32_t>(ranks.size()); }
+};
+
+// A group was broken in one of this rank's engines, and has to be in the others.
+struct GroupBroken {
+  uint64_t wire_id = 0;             // of the group
+  base::Error error;                // what its operations fail with
+  std::optional<base::Error> told;  // what the members are told, if anything
 };
 
 }  // namespace securefabric::collective

@@ -30,12 +30,15 @@ struct OperationRequest {
   OperationKind kind = OperationKind::kBarrier;
   DataType data_type = DataType::kByte;
   ReduceOp reduce_op = ReduceOp::kNone;
-  uint32_t root = 0;                        // group rank, 0 where there is none
-  uint64_t count = 0;                       // elements of the whole operation, as all ranks see it
-  uint32_t tag = 0;                         // send and receive only
-  double premul_factor = 1.0;               // kPremulSum only
-  Schedule schedule;                        // this rank's steps; `peer` is a group rank
-  std::vector<base::MutableBytes> buffers;  // by Region::buffer, without scratch
+  uint32_t root = 0;   // group rank, 0 where there is none
+  uint64_t count = 0;  // elements of the whole operation, as all ranks see it
+  uint32_t tag = 0;    // send and receive only
+  // Number of a collective, from 0 in its group; without one the engine counts. An engine that does
+  // not take part in all of them cannot.
+  std::optional<uint64_t> sequence;
+  double premul_factor = 1.0;                       // kPremulSum only
+  Schedule schedule;                                // this rank's steps; `peer` is a group rank
+  std::vector<base::MutableBytes> buffers;          // by Region::buffer, without scratch
   base::Instant deadline = base::Instant::never();  // when it fails with kTimeout
 };
 

@@ -41,24 +41,25 @@ Error ended_error() {
 
 Result<std::unique_ptr<Driver>> Driver::make(transport::EndpointConfig config,
                                              std::vector<UdpSocket> sockets, DriverOptions options,
-                                             WantedHandler wanted) {
+                                             WantedHandler wanted, BrokenHandler broken) {
   auto waiter_poller = Poller::make();
   if (!waiter_poller) return waiter_poller.error();
   auto progress_poller = Poller::make();
   if (!progress_poller) return progress_poller.error();
-  std::unique_ptr<Driver> driver(new Driver(std::move(config), std::move(sockets), options,
-                                            std::move(wanted), std::move(waiter_poller).value(),
-                                            std::move(progress_poller).value()));
+  std::unique_ptr<Driver> driver(new Driver(
+      std::move(config), std::move(sockets), options, std::move(wanted), std::move(broken),
+      std::move(waiter_poller).value(), std::move(progress_poller).value()));
   if (const Status status = driver->watch_sockets(); !status) return status.error();
   driver->start_threads();
   return driver;
 }
 
 Driver::Driver(transport::EndpointConfig config, std::vector<UdpSocket> sockets,
-               DriverOptions options, WantedHandler wanted, Poller waiter_poller,
-               Poller progress_poller)
+               DriverOptions options, WantedHandler wanted, BrokenHandler broken,
+               Poller waiter_poller, Poller progress_poller)
     : options_(options),
       wanted_(std::move(wanted)),
+      broken_(std::move(broken)),
       engine_(std::move(config)),
       port_(std::move(sockets)),
       waiter_poller_(std::move(waiter_poller)),
@@ -106,6 +107,15 @@ Status Driver::submit(const std::shared_ptr<Operation>& operation) {
   return base::ok_status();
 }
 
+Status Driver::delegate(const std::shared_ptr<Operation>& operation) {
+  if (const Status status = refuse_if_unusable(); !status) return status;
+  const bool is_accepted = append(
+      [operation](collective::Engine& engine, Instant now) { engine.start(operation, now); });
+  if (!is_accepted) return ended_error();
+  call_driver();
+  return base::ok_status();
+}
+
 Status Driver::post(EngineTask task) {
   if (const Status status = refuse_if_unusable(); !status) return status;
   if (!append(std::move(task))) return ended_error();
@@ -134,6 +144,10 @@ Status Driver::run(const EngineTask& task) {
   return base::ok_status();
 }
 
+void Driver::hand_in(EngineTask task) {
+  if (append(std::move(task))) call_driver();
+}
+
 bool Driver::append(EngineTask task) {
   const std::lock_guard<std::mutex> lock(tasks_mutex_);
   if (tasks_are_closed_) return false;
@@ -156,6 +170,12 @@ void Driver::serve_tasks() {
     // No release_engine: whoever called this goes on to wait, or hands over.
   }
   if (had_engine && idle_waiters_.load() > 0) wake_idle_waiters();
+}
+
+void Driver::call_driver() {
+  if (waiter_sleeps_.load()) waiter_poller_.wake();
+  progress_poller_.wake();  // it may be in epoll, or lazy
+  call_progress();
 }
 
 void Driver::take_tasks() {
@@ -207,6 +227,9 @@ bool Driver::turn() {
 
 void Driver::publish() {
   while (const auto wanted = engine_.poll_wanted()) wanted_(*wanted);
+  while (const auto broken = engine_.poll_broken()) {
+    if (broken_) broken_(*broken);
+  }
   bool any = false;
   while (auto operation = engine_.poll_completed()) {
     any = true;

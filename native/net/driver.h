@@ -16,7 +16,8 @@
 // Locks: `engine_mutex_` is held by whoever drives, also while it sleeps in wait(). Everybody else
 // appends to `tasks_` (`tasks_mutex_`) and, if it sleeps, wakes the one who drives. No lock is held
 // while on_done or anything of the caller's runs. Lock order: engine_mutex_ before any other; of
-// the others never two at once. It is only ever tried while another is held.
+// the others never two at once. It is only ever tried while another is held. Drivers of one rank
+// share no lock; one that drives reaches the other by hand_in() alone, which takes no engine.
 //
 // Nobody is forgotten, because each side writes its flag before it looks at the other's (all flags
 // are sequentially consistent), and whoever comes second acts:
@@ -69,12 +70,16 @@ class Driver {
  public:
   // Runs with the engine held: must not call the driver.
   using EngineTask = std::function<void(collective::Engine&, base::Instant)>;
-  // Called on whichever thread drives, with the engine held: must return at once and not call back.
+  // Both are called on whichever thread drives, with the engine held: they must return at once and
+  // not call back. BrokenHandler comes before the ends of the operations that the group had.
   using WantedHandler = std::function<void(base::Rank)>;
+  using BrokenHandler = std::function<void(const collective::GroupBroken&)>;
 
+  // `broken` is null where a rank has no other engine.
   static base::Result<std::unique_ptr<Driver>> make(transport::EndpointConfig config,
                                                     std::vector<UdpSocket> sockets,
-                                                    DriverOptions options, WantedHandler wanted);
+                                                    DriverOptions options, WantedHandler wanted,
+                                                    BrokenHandler broken = nullptr);
   ~Driver();
   Driver(const Driver&) = delete;
   Driver& operator=(const Driver&) = delete;
@@ -82,6 +87,9 @@ class Driver {
   // Any thread. Starts the operation, on this thread if the engine is free. Operations of a group
   // start in the order of the calls. kAborted after shutdown, kConfig in a forked child.
   base::Status submit(const std::shared_ptr<collective::Operation>& operation);
+
+  // The same for a caller that has other things to do: the driver's own thread starts it.
+  base::Status delegate(const std::shared_ptr<collective::Operation>& operation);
 
   // Any thread. Drives until the operation is done or `until` has passed; true when it is done.
   // on_done has then been called by this thread, unless another thread took that over and may
@@ -93,6 +101,9 @@ class Driver {
   base::Status run(const EngineTask& task);
   // The same without waiting.
   base::Status post(EngineTask task);
+  // The same from a thread that may hold the engine of another driver: leaves the task to whoever
+  // drives, and touches no engine. Nothing happens when the driver has ended.
+  void hand_in(EngineTask task);
 
   // Any thread. Waits until everything that was sent has arrived, or until `limit` has passed.
   void drain(base::Duration limit);
@@ -108,7 +119,7 @@ class Driver {
 
  private:
   Driver(transport::EndpointConfig config, std::vector<UdpSocket> sockets, DriverOptions options,
-         WantedHandler wanted, Poller waiter_poller, Poller progress_poller);
+         WantedHandler wanted, BrokenHandler broken, Poller waiter_poller, Poller progress_poller);
 
   base::Status refuse_if_unusable() const;
   base::Status watch_sockets();
@@ -139,6 +150,8 @@ class Driver {
   void serve_tasks();
   // False when the driver has ended: nobody would run the task.
   bool append(EngineTask task);
+  // Whoever drives, or else the progress thread, takes what was appended.
+  void call_driver();
   // Makes the progress thread drive: operations run, and nobody may be waiting for them.
   void call_progress();
   // Makes sure that the progress thread does not sleep longer than the engine's deadline.
@@ -151,6 +164,7 @@ class Driver {
 
   const DriverOptions options_;
   const WantedHandler wanted_;
+  const BrokenHandler broken_;
   collective::Engine engine_;  // guarded by engine_mutex_
   SocketPort port_;            // guarded by engine_mutex_
   Poller waiter_poller_;       // of the thread in wait(); guarded by engine_mutex_ but for wake()

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <exception>
 
+#include "base/check.h"
 #include "crypto/kdf.h"
 #include "crypto/key_exchange.h"
 #include "net/clock.h"
@@ -76,19 +77,20 @@ Result<UdpSocket> bind_in_range(const LocalAddress& local, const FabricConfig& c
     socket = UdpSocket::bind(local.address.with_port(static_cast<uint16_t>(port)), options);
     if (socket || socket.error().code != ErrorCode::kConfig) return socket;
   }
-  return Error{ErrorCode::kConfig, "none of the UDP ports " + std::to_string(config.port_first) +
-                                       " to " + std::to_string(config.port_last) +
-                                       " (SECUREFABRIC_PORTS) can be had on " +
-                                       local.address.ip_text() + " (" + socket.error().message +
-                                       "); each rank of this host needs " +
-                                       std::to_string(config.sockets_per_interface) +
-                                       " on each interface: widen the range"};
+  return Error{ErrorCode::kConfig,
+               "none of the UDP ports " + std::to_string(config.port_first) + " to " +
+                   std::to_string(config.port_last) + " (SECUREFABRIC_PORTS) can be had on " +
+                   local.address.ip_text() + " (" + socket.error().message +
+                   "); each rank of this host needs " +
+                   std::to_string(config.sockets_per_interface * config.engines) +
+                   " on each interface: widen the range"};
 }
 
 Duration spin_for(const FabricConfig& config) {
   if (config.spin == "never") return Duration();
   const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  const bool is_crowded = config.local_world_size > cores;
+  // Engines beyond the first sleep while nothing arrives; when it does, each keeps a core busy.
+  const bool is_crowded = config.local_world_size * config.engines > cores;
   if (config.spin == "auto" && is_crowded) return Duration::micros(20);
   return Duration::micros(200);
 }
@@ -130,79 +132,106 @@ Status check_count(size_t sockets) {
 
 }  // namespace
 
+// What all engines of a process are made of.
+struct Fabric::Materials {
+  const FabricConfig& config;
+  const crypto::AeadProvider& provider;
+  const std::vector<LocalAddress>& locals;  // where each engine binds its sockets
+  const crypto::SecretBuffer& job_secret;
+};
+
 Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto::Suite suite,
                                              crypto::SecretBuffer job_secret, Resolve resolve) {
+  SF_CHECK(config.engines >= 1);
   const auto provider = crypto::find_provider(suite);
   if (!provider) return provider.error();
   const auto locals = choose_addresses(config);
   if (!locals) return locals.error();
+  auto boot_id = random_bytes<16>();
+  if (!boot_id) return boot_id.error();
 
   std::shared_ptr<Fabric> fabric(new Fabric(), &Fabric::destroy);
+  fabric->rank_ = config.rank;
+  fabric->suite_ = suite;
+  fabric->boot_id_ = boot_id.value();
+  fabric->join_timeout_ = config.join_timeout;
+  fabric->tuning_ = config.tuning;
+  fabric->resolve_ = std::move(resolve);
   // The most that any interface takes; what a path takes is found out.
   fabric->datagram_bytes_max_ = transport::kDatagramBytesMin;
+  for (const LocalAddress& local : locals.value()) {
+    fabric->datagram_bytes_max_ = std::max(fabric->datagram_bytes_max_, datagram_bytes_for(local));
+  }
+  const Materials common{config, *provider.value(), locals.value(), job_secret};
+  for (size_t engine = 0; engine < config.engines; ++engine) {
+    if (const Status status = fabric->make_engine(common); !status) return status.error();
+  }
+  Fabric* raw = fabric.get();
+  fabric->resolver_thread_ = std::make_unique<std::thread>([raw] { raw->resolver_loop(); });
+  return fabric;
+}
+
+// Everything random is drawn anew: engines have no key, no SPI and no address in common.
+Status Fabric::make_engine(const Materials& common) {
+  const FabricConfig& config = common.config;
+  const auto number = static_cast<uint32_t>(drivers_.size());
+  EngineEntry entry;
   std::vector<UdpSocket> sockets;
   const UdpSocketOptions options{.use_gso = config.use_gso, .use_gro = config.use_gro};
-  for (const LocalAddress& local : locals.value()) {
+  for (const LocalAddress& local : common.locals) {
     for (size_t i = 0; i < config.sockets_per_interface; ++i) {
       auto socket = bind_in_range(local, config, options);
       if (!socket) return socket.error();
-      fabric->addresses_.push_back(socket.value().local_address());
-      fabric->uses_gro_ = socket.value().grants().has_gro;
+      entry.addresses.push_back(socket.value().local_address());
+      uses_gro_ = socket.value().grants().has_gro;
       sockets.push_back(std::move(socket).value());
     }
-    fabric->datagram_bytes_max_ = std::max(fabric->datagram_bytes_max_, datagram_bytes_for(local));
   }
-  if (const Status status = check_count(sockets.size()); !status) return status.error();
+  if (const Status status = check_count(sockets.size()); !status) return status;
 
   auto private_key = crypto::SecretBuffer::allocate(crypto::kPrivateKeyBytes);
-  if (const Status status = fill_entropy(private_key.bytes()); !status) return status.error();
-  auto boot_id = random_bytes<16>();
+  if (const Status status = fill_entropy(private_key.bytes()); !status) return status;
   auto seeds = random_bytes<16>();
-  if (!boot_id) return boot_id.error();
   if (!seeds) return seeds.error();
   base::ByteReader reader(seeds.value());
 
   transport::EndpointConfig endpoint;
   endpoint.rank = config.rank;
   endpoint.world_size = config.world_size;
-  endpoint.aead = provider.value();
-  endpoint.generation_bits = config.generation_bits != 0 ? config.generation_bits
-                                                         : provider.value()->generation_bits_max();
+  endpoint.engine = number;
+  endpoint.aead = &common.provider;
+  endpoint.generation_bits =
+      config.generation_bits != 0 ? config.generation_bits : common.provider.generation_bits_max();
   endpoint.private_key = std::move(private_key);
-  endpoint.job_secret = std::move(job_secret);
+  endpoint.job_secret = crypto::SecretBuffer::allocate(common.job_secret.size());
+  std::ranges::copy(common.job_secret.view(), endpoint.job_secret.bytes().begin());
   endpoint.draw_private_key = draw_private_key;
   endpoint.epoch_limits = {config.epoch_age, config.epoch_bytes,
-                           uint64_t{1} << (provider.value()->forgery_bits_max() - 1)};
+                           uint64_t{1} << (common.provider.forgery_bits_max() - 1)};
   endpoint.random_seed = reader.u64();
-  endpoint.spi_base = base::Spi{reader.u32()};
+  endpoint.spi_base = entry.spi_base = base::Spi{reader.u32()};
   for (const UdpSocket& socket : sockets) {
     endpoint.sockets.push_back(socket.local_address().family());
   }
   endpoint.paths_per_peer = config.paths_per_peer;
-  endpoint.datagram_bytes_max = fabric->datagram_bytes_max_;
+  endpoint.datagram_bytes_max = datagram_bytes_max_;
   endpoint.receive_budget_bytes = receive_budget(sockets);
   endpoint.join_timeout = config.join_timeout;
   endpoint.death_timeout = config.death_timeout;
   endpoint.heartbeat = config.heartbeat;
 
-  fabric->rank_ = config.rank;
-  fabric->suite_ = suite;
-  fabric->boot_id_ = boot_id.value();
-  fabric->spi_base_ = endpoint.spi_base;
-  fabric->join_timeout_ = config.join_timeout;
-  fabric->tuning_ = config.tuning;
-  fabric->resolve_ = std::move(resolve);
-  Fabric* raw = fabric.get();
-  auto driver = Driver::make(std::move(endpoint), std::move(sockets),
-                             DriverOptions{spin_for(config), /*yields_while_spinning=*/true},
-                             [raw](Rank rank) { raw->want(rank); });
+  auto driver = Driver::make(
+      std::move(endpoint), std::move(sockets),
+      DriverOptions{spin_for(config), /*yields_while_spinning=*/true},
+      [this](Rank rank) { want(rank); },
+      [this, number](const collective::GroupBroken& broken) { on_broken(number, broken); });
   if (!driver) return driver.error();
-  fabric->driver_ = std::move(driver).value();
-  (void)fabric->driver_->run([raw](collective::Engine& engine, Instant) {
-    raw->public_key_ = engine.endpoint().public_key();
+  (void)driver.value()->run([&entry](collective::Engine& engine, Instant) {
+    entry.public_key = engine.endpoint().public_key();
   });
-  fabric->resolver_thread_ = std::make_unique<std::thread>([raw] { raw->resolver_loop(); });
-  return fabric;
+  entries_.push_back(std::move(entry));
+  drivers_.push_back(std::move(driver).value());
+  return base::ok_status();
 }
 
 void Fabric::destroy(Fabric* fabric) {
@@ -210,53 +239,91 @@ void Fabric::destroy(Fabric* fabric) {
 }
 
 Status Fabric::set_entry(base::Bytes entry) {
-  return driver_->run([entry = base::to_vector(entry)](collective::Engine& engine, Instant) {
-    engine.endpoint().set_own_entry(entry);
-  });
+  for (const auto& driver : drivers_) {
+    const Status status =
+        driver->run([entry = base::to_vector(entry)](collective::Engine& engine, Instant) {
+          engine.endpoint().set_own_entry(entry);
+        });
+    if (!status) return status;
+  }
+  return base::ok_status();
 }
 
-Result<std::shared_ptr<collective::Group>> Fabric::add_group(const std::string& group_key,
-                                                             const std::string& name, uint32_t rank,
-                                                             std::vector<Rank> ranks,
-                                                             bool eager_connect) {
-  auto group = std::make_shared<collective::Group>();
+Result<Fabric::Groups> Fabric::add_group(const std::string& group_key, const std::string& name,
+                                         uint32_t rank, const std::vector<Rank>& ranks,
+                                         bool eager_connect) {
   // The key is unguessable and never repeats, so 64 bits of its digest tell all groups apart.
   const crypto::Hash digest = crypto::sha256({base::as_bytes(group_key)});
-  group->wire_id = base::ByteReader(digest).u64();
-  group->name = name;
-  group->rank = rank;
-  group->ranks = std::move(ranks);
+  const uint64_t wire_id = base::ByteReader(digest).u64();
   // In a forked child the mutex may be held for ever.
   if (!crypto::forked_child()) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    groups_[group->wire_id] = {group_key, group->ranks};
+    groups_[wire_id] = {group_key, ranks};
     // Members may have been looked for in vain, because no group of theirs was known.
-    for (const Rank member : group->ranks) {
+    for (const Rank member : ranks) {
       if (const auto at = wanted_.find(member); at != wanted_.end()) at->second.next_at = now();
     }
     wake_.notify_one();
   }
-  const Status status = driver_->run([&](collective::Engine& engine, Instant now) {
-    engine.add_group(group);
-    if (!eager_connect) return;
-    for (const Rank peer : group->ranks) {
-      if (peer != rank_) engine.endpoint().require_peer(peer, now);
-    }
-    // The engine looks at what its endpoint has to say, here whom to look for, when it is called.
-    engine.handle_timeout(now);
-  });
-  if (!status) return status.error();
-  return group;
+  Groups groups;
+  for (uint32_t number = 0; number < drivers_.size(); ++number) {
+    auto group = std::make_shared<collective::Group>();
+    group->wire_id = wire_id;
+    group->engine = number;
+    group->name = name;
+    group->rank = rank;
+    group->ranks = ranks;
+    const Status status = drivers_[number]->run(
+        [&group](collective::Engine& engine, Instant) { engine.add_group(group); });
+    if (!status) return status.error();
+    groups.push_back(std::move(group));
+  }
+  if (!eager_connect) return groups;
+  if (const Status status = connect_group(groups); !status) return status.error();
+  return groups;
 }
 
-void Fabric::remove_group(const std::shared_ptr<collective::Group>& group,
-                          const std::optional<Error>& reason) {
+Status Fabric::connect_group(const Groups& groups) {
+  for (const auto& group : groups) {
+    const Status status =
+        drivers_[group->engine]->run([&](collective::Engine& engine, Instant now) {
+          for (const Rank peer : group->ranks) {
+            if (peer != rank_) engine.endpoint().require_peer(peer, now);
+          }
+          // The engine looks at what its endpoint has to say, here whom to look for, when called.
+          engine.handle_timeout(now);
+        });
+    if (!status) return status;
+  }
+  return base::ok_status();
+}
+
+void Fabric::remove_group(const Groups& groups, const std::optional<Error>& reason) {
   if (!crypto::forked_child()) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    groups_.erase(group->wire_id);
+    groups_.erase(groups.front()->wire_id);
   }
-  (void)driver_->run(
-      [&](collective::Engine& engine, Instant now) { engine.remove_group(*group, now, reason); });
+  for (const auto& group : groups) {
+    (void)drivers_[group->engine]->run(
+        [&](collective::Engine& engine, Instant now) { engine.remove_group(*group, now, reason); });
+  }
+}
+
+void Fabric::abort_group(const Groups& groups, const Error& error) {
+  for (const auto& group : groups) {
+    (void)drivers_[group->engine]->run(
+        [&](collective::Engine& engine, Instant now) { engine.abort_group(*group, error, now); });
+  }
+}
+
+// The task is in the others' hands before the failed operation is seen to have ended: whoever sees
+// that and starts another one finds the group broken in every engine.
+void Fabric::on_broken(uint32_t origin, const collective::GroupBroken& broken) {
+  for (uint32_t number = 0; number < drivers_.size(); ++number) {
+    if (number == origin) continue;
+    drivers_[number]->hand_in(
+        [broken](collective::Engine& engine, Instant now) { engine.follow(broken, now); });
+  }
 }
 
 // Driving thread, engine held. A rank is asked for when an operation needs it, and at most once a
@@ -294,7 +361,7 @@ void Fabric::resolver_loop() {
 
 std::optional<Rank> Fabric::next_due(Instant at, Instant& next_at) {
   next_at = Instant::never();
-  if (driver_->is_ending()) return std::nullopt;
+  if (drivers_.front()->is_ending()) return std::nullopt;
   std::optional<Rank> first;
   for (const auto& [rank, wanted] : wanted_) {
     if (wanted.next_at >= next_at) continue;
@@ -321,22 +388,25 @@ bool Fabric::resolve_once(Rank rank) {
     if (is_stopping_) return false;
     const auto peer = look_up(key, rank);
     if (peer && !peer.value()) continue;
-    (void)driver_->run([&](collective::Engine& engine, Instant at) {
-      if (peer) {
-        engine.install_peer(*peer.value(), at);
-      } else {
-        engine.fail_peer(rank, peer.error(), at);
-      }
-    });
+    for (size_t number = 0; number < drivers_.size(); ++number) {
+      (void)drivers_[number]->run([&](collective::Engine& engine, Instant at) {
+        if (peer) {
+          engine.install_peer((*peer.value())[number], at);
+        } else {
+          engine.fail_peer(rank, peer.error(), at);
+        }
+      });
+    }
     return true;
   }
   return false;
 }
 
-Result<std::optional<transport::PeerDescription>> Fabric::look_up(const std::string& group_key,
-                                                                  Rank rank) const {
+Result<std::optional<Fabric::Peer>> Fabric::look_up(const std::string& group_key, Rank rank) const {
   try {
-    return resolve_(group_key, rank);
+    auto peer = resolve_(group_key, rank);
+    SF_CHECK(!peer || !peer.value() || peer.value()->size() == drivers_.size());
+    return peer;
   } catch (const std::exception& raised) {
     return Error{ErrorCode::kSystem, "the entry of rank " + std::to_string(rank.value) +
                                          " cannot be read: " + raised.what()};
@@ -347,13 +417,21 @@ FabricStats Fabric::stats() {
   if (crypto::forked_child()) return {};
   if (std::lock_guard<std::mutex> lock(mutex_); final_stats_) return *final_stats_;
   FabricStats stats;
+  stats.engines = drivers_.size();
+  stats.has_gso = true;
   stats.has_gro = uses_gro_;
-  (void)driver_->run([&](collective::Engine& engine, Instant) {
+  for (const auto& driver : drivers_) add_stats(*driver, stats);
+  return stats;
+}
+
+void Fabric::add_stats(Driver& driver, FabricStats& stats) const {
+  const Status status = driver.run([&](collective::Engine& engine, Instant) {
     const transport::Endpoint& endpoint = engine.endpoint();
-    stats.traffic = endpoint.traffic();
-    stats.drops = endpoint.drops();
+    transport::add_counters(stats.traffic, endpoint.traffic());
+    transport::add_counters(stats.drops, endpoint.drops());
+    size_t peers = 0;
     for (const auto& [rank, paths] : endpoint.paths()) {
-      stats.peers += paths.empty() ? 0 : 1;
+      peers += paths.empty() ? 0 : 1;
       for (const transport::PathReport& path : paths) {
         const bool is_active = path.state == transport::PathState::kActive ||
                                path.state == transport::PathState::kAvoided;
@@ -361,36 +439,51 @@ FabricStats Fabric::stats() {
         stats.paths_used += path.message_bytes > 0 ? 1 : 0;
       }
     }
-    stats.has_gso = true;
-    for (const UdpSocket& socket : driver_->port().sockets()) {
+    stats.peers = std::max(stats.peers, peers);
+    for (const UdpSocket& socket : driver.port().sockets()) {
       stats.has_gso =
           stats.has_gso && socket.grants().has_gso && socket.counters().gso_refused == 0;
       stats.kernel_drops += socket.counters().kernel_drops;
       stats.drops.too_short += socket.counters().receive_empty;  // come no further than here
     }
   });
-  return stats;
+  if (!status) stats.has_gso = false;
 }
 
-std::vector<std::pair<Rank, std::vector<transport::PathReport>>> Fabric::paths() {
-  std::vector<std::pair<Rank, std::vector<transport::PathReport>>> reports;
-  if (crypto::forked_child()) return reports;
-  (void)driver_->run(
-      [&](collective::Engine& engine, Instant) { reports = engine.endpoint().paths(); });
-  return reports;
+std::vector<FabricPath> Fabric::paths() {
+  std::vector<FabricPath> all;
+  if (crypto::forked_child()) return all;
+  for (uint32_t number = 0; number < drivers_.size(); ++number) {
+    (void)drivers_[number]->run([&](collective::Engine& engine, Instant) {
+      for (const auto& [rank, reports] : engine.endpoint().paths()) {
+        for (const auto& report : reports) all.push_back({number, rank, report});
+      }
+    });
+  }
+  return all;
+}
+
+void Fabric::drain(Duration limit) {
+  const Instant until = now() + limit;
+  for (const auto& driver : drivers_) driver->drain(until - now());
 }
 
 void Fabric::shutdown() {
-  // Without a driver, it was never made completely.
-  if (crypto::forked_child() || !driver_) return;
-  // The counters stay readable when the engine is gone.
+  // Without an engine, it was never made completely.
+  if (crypto::forked_child() || drivers_.empty()) return;
+  // The counters stay readable when the engines are gone.
   const FabricStats last = stats();
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!final_stats_) final_stats_ = last;
   }
-  // Draining may still need peers to be found.
-  driver_->shutdown(kDrainLimit);
+  // Draining may still need peers to be found. No engine says goodbye before all have drained: to
+  // a peer it would be the end of what the others have sent.
+  const Instant until = now() + kDrainLimit;
+  for (size_t number = 1; number < drivers_.size(); ++number) {
+    drivers_[number]->drain(until - now());
+  }
+  for (const auto& driver : drivers_) driver->shutdown(until - now());
   std::unique_ptr<std::thread> thread;  // to join: only one caller gets it
   {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -1,7 +1,15 @@
-// The fabric of one process: keys, sockets, engine and threads, shared by all its process groups.
+// The fabric of one process: keys, sockets, engines and threads, shared by all its process groups.
+//
+// A rank has one engine, or several where one core cannot fill its links. Each is a driver with key
+// pair, sockets and threads of its own, and shares nothing with the others: engine i of a rank
+// talks to engine i of every other. A group is in all of them. The first one takes part in every
+// operation; whoever submits a large one may give each engine a part of it. When a group breaks in
+// one engine, the others are told (Driver::hand_in).
 //
 // Peers are found through a callback (`Resolve`) that reads and verifies their roster entries; it
-// may take its time, so it runs on a thread of its own and the engine is answered when it is done.
+// may take its time, so it runs on a thread of its own and the engines are answered when it is
+// done: all of them, whichever asked, so that an entry is read once and each of them finds out by
+// itself when the peer dies.
 #pragma once
 
 #include <atomic>
@@ -28,6 +36,7 @@ struct FabricConfig {
   base::Rank rank;                     // of this process in the world
   uint32_t world_size = 1;             // ranks in the job
   uint32_t local_world_size = 0;       // ranks on this host; 0 when nobody knows
+  size_t engines = 1;                  // of each rank
   std::vector<std::string> addresses;  // IPs to bind; empty: by `interfaces`
   std::string interfaces;              // grammar of SECUREFABRIC_SOCKET_IFNAME; empty: default
   size_t sockets_per_interface = 3;    // UDP sockets bound on each address
@@ -46,9 +55,24 @@ struct FabricConfig {
   collective::TuningTable tuning;  // the same on all ranks
 };
 
-// What statistics show, taken in one moment.
+// What the own roster entry says of one engine.
+struct EngineEntry {
+  std::array<uint8_t, 32> public_key{};        // X25519
+  base::Spi spi_base;                          // the SPI for rank r is spi_base + r
+  std::vector<base::SocketAddress> addresses;  // one per socket
+};
+
+// A path of one engine to one peer, as it is now.
+struct FabricPath {
+  uint32_t engine = 0;
+  base::Rank peer;
+  transport::PathReport report;
+};
+
+// What statistics show: sums over the engines, each read in one moment.
 struct FabricStats {
-  size_t peers = 0;           // with a link
+  size_t engines = 0;         // of this rank
+  size_t peers = 0;           // with a link, which each engine has
   size_t paths_active = 0;    // confirmed and usable now
   size_t paths_used = 0;      // that carried more than their confirmation
   bool has_gso = false;       // no destination has refused it
@@ -60,12 +84,16 @@ struct FabricStats {
 
 class Fabric {
  public:
+  // A peer as each of our engines has to know it, in their order.
+  using Peer = std::vector<transport::PeerDescription>;
   // The verified entry of a rank; nothing while the rank has published none; an error when what it
   // published cannot be accepted. `group_key` names a group that the rank is a member of. Called
   // on a thread of its own, one call at a time, without locks. It must return in bounded time,
   // because shutdown() waits for it, and not call shutdown() or drop the last reference to us.
-  using Resolve = std::function<base::Result<std::optional<transport::PeerDescription>>(
-      const std::string& group_key, base::Rank rank)>;
+  using Resolve = std::function<base::Result<std::optional<Peer>>(const std::string& group_key,
+                                                                  base::Rank rank)>;
+  // One group: an object for each engine, which guards what it says of failures.
+  using Groups = std::vector<std::shared_ptr<collective::Group>>;
 
   // `job_secret` is empty where certificates alone say who is a member.
   static base::Result<std::shared_ptr<Fabric>> make(const FabricConfig& config, crypto::Suite suite,
@@ -75,10 +103,8 @@ class Fabric {
   Fabric& operator=(const Fabric&) = delete;
 
   // What the own roster entry says.
-  const std::array<uint8_t, 32>& public_key() const { return public_key_; }
   const base::BootId& boot_id() const { return boot_id_; }
-  base::Spi spi_base() const { return spi_base_; }
-  const std::vector<base::SocketAddress>& addresses() const { return addresses_; }
+  const std::vector<EngineEntry>& engine_entries() const { return entries_; }
   size_t datagram_bytes_max() const { return datagram_bytes_max_; }
   crypto::Suite suite() const { return suite_; }
   base::Rank rank() const { return rank_; }
@@ -88,22 +114,27 @@ class Fabric {
 
   // A group joins the fabric. `group_key` is equal on all members and never used twice; with
   // `eager_connect` all members are linked now.
-  base::Result<std::shared_ptr<collective::Group>> add_group(const std::string& group_key,
-                                                             const std::string& name, uint32_t rank,
-                                                             std::vector<base::Rank> ranks,
-                                                             bool eager_connect);
+  base::Result<Groups> add_group(const std::string& group_key, const std::string& name,
+                                 uint32_t rank, const std::vector<base::Rank>& ranks,
+                                 bool eager_connect);
   // Fails what runs in the group. With a reason, the members are told.
-  void remove_group(const std::shared_ptr<collective::Group>& group,
-                    const std::optional<base::Error>& reason);
+  void remove_group(const Groups& groups, const std::optional<base::Error>& reason);
+  // Fails every operation of the group and every later one, and tells the members.
+  void abort_group(const Groups& groups, const base::Error& error);
+  // Links all members now.
+  base::Status connect_group(const Groups& groups);
 
   // How operations are planned. Set anew only while no operation is being planned, on all ranks.
   const collective::TuningTable& tuning() const { return tuning_; }
   void set_tuning(collective::TuningTable tuning) { tuning_ = std::move(tuning); }
 
-  Driver& driver() { return *driver_; }
+  size_t engines() const { return drivers_.size(); }
+  Driver& driver(size_t engine = 0) { return *drivers_[engine]; }
+  // Any thread. Waits until everything that was sent has arrived, or until `limit` has passed.
+  void drain(base::Duration limit);
   FabricStats stats();
-  // Every path to every peer with a link, as it is now; none when the fabric has ended.
-  std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>> paths();
+  // Every path to every peer with a link; none when the fabric has ended.
+  std::vector<FabricPath> paths();
 
   // Any thread but the resolver's, idempotent, nothing in a forked child. Bounded: it drains for a
   // few seconds and waits for one call of Resolve.
@@ -127,29 +158,33 @@ class Fabric {
   // at that moment is held for ever.
   static void destroy(Fabric* fabric);
 
+  // What all engines are made of, beside what each draws for itself.
+  struct Materials;
+  base::Status make_engine(const Materials& common);
+  // While holding the engine of `origin`, whose group broke.
+  void on_broken(uint32_t origin, const collective::GroupBroken& broken);
+  void add_stats(Driver& driver, FabricStats& stats) const;
+
   void resolver_loop();
   // The next rank that is due, if there is one; `next_at` is then, or when the next one will be.
   // Only while holding mutex_.
   std::optional<base::Rank> next_due(base::Instant at, base::Instant& next_at);
   // Asks for the entry of one rank; true when the engine was given an answer.
   bool resolve_once(base::Rank rank);
-  base::Result<std::optional<transport::PeerDescription>> look_up(const std::string& group_key,
-                                                                  base::Rank rank) const;
+  base::Result<std::optional<Peer>> look_up(const std::string& group_key, base::Rank rank) const;
   void want(base::Rank rank);
 
   base::Rank rank_;
   crypto::Suite suite_ = crypto::Suite::kAes256Gcm;
-  std::array<uint8_t, 32> public_key_{};
   base::BootId boot_id_{};
-  base::Spi spi_base_;
-  std::vector<base::SocketAddress> addresses_;  // one per socket
   size_t datagram_bytes_max_ = 0;
   base::Duration join_timeout_;
   bool uses_gro_ = false;
   collective::TuningTable tuning_;
 
-  Resolve resolve_;  // resolver thread only; gone with it
-  std::unique_ptr<Driver> driver_;
+  Resolve resolve_;                               // resolver thread only; gone with it
+  std::vector<EngineEntry> entries_;              // by engine
+  std::vector<std::unique_ptr<Driver>> drivers_;  // by engine; complete before the first group
   std::mutex mutex_;                        // guards what follows; never held while calling out
   std::condition_variable wake_;            // the resolver thread has something to do
   std::map<base::Rank, Wanted> wanted_;     // ranks to resolve

@@ -26,6 +26,7 @@ c10::intrusive_ptr<Backend::Options> Backend::Options::copy_of(const Options& ot
   copy->group_desc = other.group_desc;
   copy->global_ranks_in_group = other.global_ranks_in_group;
   copy->test_stages_host_tensors = other.test_stages_host_tensors;
+  copy->test_stripe_bytes = other.test_stripe_bytes;
   copy->use_pg_for_symm_mem_rendezvous = other.use_pg_for_symm_mem_rendezvous;
   return copy;
 }
@@ -50,14 +51,14 @@ Backend::Backend(std::shared_ptr<net::Fabric> fabric, Membership membership,
   options_->group_name = membership.name;
   options_->global_ranks_in_group.assign(global_ranks.begin(), global_ranks.end());
   auto context = std::make_shared<GroupContext>();
-  context->group = value_or_throw(fabric->add_group(membership.key, membership.name,
-                                                    static_cast<uint32_t>(rank_), std::move(ranks),
-                                                    eager_connect));
+  context->groups = value_or_throw(fabric->add_group(
+      membership.key, membership.name, static_cast<uint32_t>(rank_), ranks, eager_connect));
   context->fabric = std::move(fabric);
   context->ledger = std::make_shared<WorkLedger>();
   context->queue = std::make_shared<IssueQueue>();
   context->presented_name = options_->backend;
   context->stages_host_tensors = options_->test_stages_host_tensors;
+  context->stripe_bytes = options_->test_stripe_bytes;
   context_ = std::move(context);
   init();
 }
@@ -66,28 +67,29 @@ Backend::~Backend() {
   if (crypto::forked_child()) return;
   // The thread that has the engine may be waiting for the GIL in a callback.
   const UnlockedGil unlocked;
-  fabric().remove_group(group(), std::nullopt);
+  fabric().remove_group(context_->groups, std::nullopt);
 }
 
 void Backend::abort() {
   if (crypto::forked_child()) return;
   const Error error{ErrorCode::kAborted, "abort() was called on rank " +
-                                             std::to_string(group()->ranks[group()->rank].value) +
-                                             " of process group '" + group()->name + "'"};
-  abort_group(fabric(), group(), error);
+                                             std::to_string(group().ranks[group().rank].value) +
+                                             " of process group '" + group().name + "'"};
+  fabric().abort_group(context_->groups, error);
 }
 
 void Backend::shutdown() {
   if (crypto::forked_child() || is_shut_down_.exchange(true)) return;
   // What this rank has sent must arrive: others may still be in the operation that is over here.
-  if (getError() == c10d::ErrorType::SUCCESS) fabric().driver().drain(kDrainLimit);
-  fabric().remove_group(group(), std::nullopt);
+  if (getError() == c10d::ErrorType::SUCCESS) fabric().drain(kDrainLimit);
+  fabric().remove_group(context_->groups, std::nullopt);
 }
 
+// What breaks a group in another engine is in the first one's hands before anybody sees it.
 c10d::ErrorType Backend::getError() {
   std::optional<Error> broken;
   const base::Status status =
-      fabric().driver().run([&](collective::Engine&, Instant) { broken = group()->broken; });
+      fabric().driver().run([&](collective::Engine&, Instant) { broken = group().broken; });
   if (!status) return c10d::ErrorType::COMM_ERROR;
   if (!broken) return c10d::ErrorType::SUCCESS;
   switch (broken->code) {
@@ -166,7 +168,7 @@ c10::intrusive_ptr<c10d::Backend> Backend::split(
                 " in a group of ", size_);
     if (ranks[i] == rank_) members.rank = static_cast<int>(i);
     members.key.append(":").append(std::to_string(ranks[i]));
-    members.global_ranks.push_back(group()->ranks[static_cast<size_t>(ranks[i])].value);
+    members.global_ranks.push_back(group().ranks[static_cast<size_t>(ranks[i])].value);
   }
   if (members.rank < 0) return nullptr;
   auto options = adopt(opts, *options_);
@@ -217,13 +219,7 @@ c10::intrusive_ptr<c10d::Backend> Backend::merge(
 }
 
 void Backend::eagerConnectSingleDevice(at::Device /*device*/) {
-  (void)fabric().driver().run([this](collective::Engine& engine, Instant now) {
-    for (const base::Rank peer : group()->ranks) {
-      if (peer != fabric().rank()) engine.endpoint().require_peer(peer, now);
-    }
-    // The engine looks at what its endpoint has to say, here whom to look for, when it is called.
-    engine.handle_timeout(now);
-  });
+  (void)fabric().connect_group(context_->groups);
 }
 
 }  // namespace securefabric::torch_room

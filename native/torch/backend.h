@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "collective/stripes.h"
 #include "net/fabric.h"
 #include "torch/call.h"
 #include "torch/sparse.h"
@@ -48,6 +49,8 @@ class Backend final : public c10d::Backend {
 
     // Treats tensors in host memory as those of a device are, but for the device's own copies.
     bool test_stages_host_tensors = false;
+    // Less makes small calls use several engines; equal on all ranks.
+    uint64_t test_stripe_bytes = collective::kStripeBytes;
   };
 
   // The options become the backend's own.
@@ -167,7 +170,7 @@ class Backend final : public c10d::Backend {
                                                 int tag);
 
   net::Fabric& fabric() const { return *context_->fabric; }
-  const std::shared_ptr<collective::Group>& group() const { return context_->group; }
+  const collective::Group& group() const { return context_->group(); }
 
   std::shared_ptr<const GroupContext> context_;  // written by the constructor
   c10::intrusive_ptr<Options> options_;          // second: see gloo_threads

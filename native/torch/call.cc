@@ -1,5 +1,6 @@
 #include "torch/call.h"
 
+#include "collective/stripes.h"
 #include "net/clock.h"
 
 namespace securefabric::torch_room {
@@ -12,6 +13,10 @@ namespace {
 
 // Large enough for the rings to run at full speed, small enough that many are under way at once.
 constexpr uint64_t kPieceBytes = 4 << 20;
+
+bool is_point_to_point(const Part& part) {
+  return part.kind == OperationKind::kSend || part.kind == OperationKind::kReceive;
+}
 
 ReduceOp to_core(c10d::ReduceOp::RedOpType op) {
   switch (op) {
@@ -82,36 +87,38 @@ std::vector<at::Tensor> CallBuilder::pieces_of(const at::Tensor& tensor, bool is
   return plain.view(-1).split(static_cast<int64_t>(kPieceBytes / tensor.element_size()));
 }
 
-std::shared_ptr<collective::Operation> CallBuilder::make_operation(Part& part,
-                                                                   Instant deadline) const {
-  const auto& group = context_->group;
+collective::CollectiveRequest CallBuilder::request_of(const Part& part) const {
+  collective::CollectiveRequest wanted;
+  wanted.kind = part.kind;
+  wanted.reduce_op = part.reduction.op;
+  wanted.element_bytes = part.element_bytes;
+  wanted.rank = context_->group().rank;
+  wanted.size = context_->group().size();
+  wanted.root = part.root;
+  wanted.inputs = part.inputs;
+  wanted.outputs = part.outputs;
+  return wanted;
+}
+
+std::shared_ptr<collective::Operation> CallBuilder::make_operation(
+    const Part& part, collective::CollectiveRequest wanted, uint32_t engine,
+    std::optional<uint64_t> sequence, Instant deadline) const {
   collective::OperationRequest request;
-  request.group = group;
+  request.group = context_->groups[engine];
   request.kind = part.kind;
   request.data_type = part.data_type;
   request.reduce_op = part.reduction.op;
   request.premul_factor = part.reduction.premul_factor;
   request.count = part.count;
   request.tag = part.tag;
+  request.sequence = sequence;
   request.buffers = part.table.buffers();
   request.deadline = deadline;
-
-  collective::CollectiveRequest wanted;
-  wanted.kind = part.kind;
-  wanted.reduce_op = part.reduction.op;
-  wanted.element_bytes = part.element_bytes;
-  wanted.rank = group->rank;
-  wanted.size = group->size();
-  wanted.root = part.root;
-  wanted.inputs = part.inputs;
-  wanted.outputs = part.outputs;
   wanted.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
   request.schedule =
-      collective::plan(wanted, context_->fabric->tuning().options_for(part.kind, group->size()));
+      collective::plan(wanted, context_->fabric->tuning().options_for(part.kind, wanted.size));
   // The peer of send and receive differs on the two ends, so it is no part of the signature.
-  const bool is_point_to_point =
-      part.kind == OperationKind::kSend || part.kind == OperationKind::kReceive;
-  if (!is_point_to_point) request.root = part.root;
+  if (!is_point_to_point(part)) request.root = part.root;
   return std::make_shared<collective::Operation>(std::move(request));
 }
 
@@ -119,12 +126,22 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   const Instant deadline = deadline_after(timeout_);
   std::vector<std::shared_ptr<collective::Operation>> operations;
   Work::Call call;
+  const collective::StripeOptions options{static_cast<uint32_t>(context_->groups.size()),
+                                          context_->stripe_bytes};
+  uint64_t collectives = 0;
   for (Part& part : parts_) {
-    operations.push_back(make_operation(part, deadline));
-    call.tables.push_back(std::move(part.table));
+    collective::CollectiveRequest whole = request_of(part);
+    const uint32_t stripes = collective::count_stripes(whole, options);
+    std::optional<uint64_t> number;  // the same in all engines
+    if (!is_point_to_point(part)) number = context_->queue->next_collective() + collectives++;
+    for (uint32_t stripe = 0; stripe < stripes; ++stripe) {
+      auto wanted =
+          stripes == 1 ? std::move(whole) : collective::stripe_of(whole, stripe, stripes, options);
+      operations.push_back(make_operation(part, std::move(wanted), stripe, number, deadline));
+    }
+    call.parts.push_back({std::move(part.table), stripes});
   }
-  call.fabric = context_->fabric;
-  call.group = context_->group;
+  call.context = context_;
   call.copies_back = std::move(copies_back_);
   EndingWork::Facts facts;
   facts.type = type_;
@@ -135,11 +152,13 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   facts.profiled = std::move(profiled_);
   facts.results = std::move(results_);
   facts.sequence = sequence;
-  auto work = c10::make_intrusive<Work>(static_cast<int>(context_->group->rank), std::move(facts),
+  auto work = c10::make_intrusive<Work>(static_cast<int>(context_->group().rank), std::move(facts),
                                         std::move(call));
-  // The caller of a single operation drives it at once, unless it may not have been started then.
-  if (operations.size() == 1) operations[0]->is_synchronous = !is_async_ && !work->is_staged();
+  // The caller of a single part drives the first engine at once, unless it may not have started
+  // then.
+  if (parts_.size() == 1) operations[0]->is_synchronous = !is_async_ && !work->is_staged();
   work->own(std::move(operations));
+  if (collectives > 0) context_->queue->count_collectives(collectives);
   context_->queue->issue(work);
   return work;
 }

@@ -1,4 +1,8 @@
-// Builds one call: its tensors, its operations (one, or several when coalesced), its Work.
+// Builds one call: its tensors, its operations, its Work.
+//
+// A call has a part for each of its tensors (several when coalesced, or when a tensor is staged in
+// pieces), and a part an operation, or several when it is large enough to be cut into stripes, one
+// for each engine.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Types.hpp>
@@ -10,6 +14,7 @@
 
 #include "collective/operation.h"
 #include "collective/plan.h"
+#include "torch/group_context.h"
 #include "torch/issue_queue.h"
 #include "torch/tensors.h"
 #include "torch/work.h"
@@ -25,7 +30,7 @@ struct Reduction {
 // Throws when `op` is not defined on the type of `tensor`, naming both.
 Reduction reduction_of(const char* name, const c10d::ReduceOp& op, const at::Tensor& tensor);
 
-// One operation of a call, before it is planned.
+// One tensor of a call, before it is planned.
 struct Part {
   collective::OperationKind kind = collective::OperationKind::kBarrier;
   Reduction reduction = {};
@@ -37,16 +42,6 @@ struct Part {
   TensorTable table = TensorTable();
   std::vector<collective::Region> inputs = {};
   std::vector<collective::Region> outputs = {};
-};
-
-// What the calls of one group share.
-struct GroupContext {
-  std::shared_ptr<net::Fabric> fabric;
-  std::shared_ptr<collective::Group> group;
-  std::shared_ptr<WorkLedger> ledger;
-  std::shared_ptr<IssueQueue> queue;
-  std::string presented_name;        // the backend's, in profiler events
-  bool stages_host_tensors = false;  // treats them as if a device had them (tests)
 };
 
 class CallBuilder {
@@ -84,7 +79,12 @@ class CallBuilder {
   c10::intrusive_ptr<Work> start(uint64_t sequence) &&;
 
  private:
-  std::shared_ptr<collective::Operation> make_operation(Part& part, base::Instant deadline) const;
+  collective::CollectiveRequest request_of(const Part& part) const;
+  std::shared_ptr<collective::Operation> make_operation(const Part& part,
+                                                        collective::CollectiveRequest wanted,
+                                                        uint32_t engine,
+                                                        std::optional<uint64_t> sequence,
+                                                        base::Instant deadline) const;
   bool is_staged(const at::Tensor& tensor) const {
     return context_->stages_host_tensors || !tensor.is_cpu();
   }

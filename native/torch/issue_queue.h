@@ -14,12 +14,17 @@ namespace securefabric::torch_room {
 
 class IssueQueue : public std::enable_shared_from_this<IssueQueue> {
  public:
-  // One call at a time.
+  // The number of the group's next collective, and that so many are about to be issued. One caller
+  // at a time, who holds the lock of issuing.
+  uint64_t next_collective() const { return next_collective_; }
+  void count_collectives(uint64_t collectives) { next_collective_ += collectives; }
+
   void issue(const c10::intrusive_ptr<Work>& work);
 
  private:
   void run();
 
+  uint64_t next_collective_ = 0;  // guarded by the lock of issuing (Backend)
   std::mutex mutex_;
   std::deque<c10::intrusive_ptr<Work>> waiting_;  // guarded by mutex_
   bool is_running_ = false;                       // a task is in run(); guarded by mutex_

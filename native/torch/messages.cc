@@ -106,9 +106,9 @@ void Backend::monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_r
     await_release(std::max(timeout, options_->timeout));
   } catch (const pybind11::error_already_set&) {
     // Ctrl-C: a barrier is several messages, and the next one would meet the rest of them.
-    abort_group(fabric(), group(),
-                Error{ErrorCode::kAborted,
-                      "rank " + std::to_string(rank_) + " was interrupted in monitoredBarrier"});
+    fabric().abort_group(context_->groups,
+                         Error{ErrorCode::kAborted, "rank " + std::to_string(rank_) +
+                                                        " was interrupted in monitoredBarrier"});
     throw;
   }
 }
@@ -171,7 +171,7 @@ void Backend::await_release(std::chrono::milliseconds timeout) {
 
 void Backend::fail_barrier(const std::string& message) {
   const Error error{ErrorCode::kTimeout, message};
-  abort_group(fabric(), group(), error);
+  fabric().abort_group(context_->groups, error);
   throw_error(error);
 }
 

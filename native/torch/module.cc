@@ -51,18 +51,13 @@ Duration from_seconds(double seconds) {
   return Duration::nanos(static_cast<int64_t>(seconds * 1e9));
 }
 
-// What securefabric.roster.PeerEntry holds. GIL held.
-transport::PeerDescription peer_from(const py::object& entry) {
+// What securefabric.roster.PeerEntry holds, for each engine. GIL held.
+net::Fabric::Peer peer_from(const py::object& entry) {
   transport::PeerDescription peer;
   peer.rank = base::Rank{entry.attr("rank").cast<uint32_t>()};
   const auto boot_id = from_bytes(entry.attr("boot_id"));
   if (boot_id.size() != peer.boot_id.size()) throw py::value_error("boot_id must have 16 bytes");
   std::copy(boot_id.begin(), boot_id.end(), peer.boot_id.begin());
-  peer.public_key = from_bytes(entry.attr("public_key"));
-  peer.spi_base = base::Spi{entry.attr("spi_base").cast<uint32_t>()};
-  for (const auto& text : entry.attr("addresses").cast<std::vector<std::string>>()) {
-    peer.addresses.push_back(value_or_throw(base::SocketAddress::parse(text)));
-  }
   peer.datagram_bytes_max = entry.attr("max_datagram").cast<size_t>();
   peer.entry = from_bytes(entry.attr("entry_bytes"));
   const auto kem_secret = entry.attr("kem_secret").cast<py::bytearray>();
@@ -70,7 +65,17 @@ transport::PeerDescription peer_from(const py::object& entry) {
     peer.kem_secret =
         std::make_shared<const crypto::SecretBuffer>(crypto::SecretBuffer::copy_and_wipe(bytes));
   }
-  return peer;
+  net::Fabric::Peer engines;
+  for (const py::handle& engine : entry.attr("engines")) {
+    peer.public_key = from_bytes(engine.attr("public_key"));
+    peer.spi_base = base::Spi{engine.attr("spi_base").cast<uint32_t>()};
+    peer.addresses.clear();
+    for (const auto& text : engine.attr("addresses").cast<std::vector<std::string>>()) {
+      peer.addresses.push_back(value_or_throw(base::SocketAddress::parse(text)));
+    }
+    engines.push_back(peer);
+  }
+  return engines;
 }
 
 // The message of a Python exception behind the name of its class, as errors.py knows it.
@@ -90,12 +95,12 @@ class Resolver {
           delete held;
         }) {}
 
-  base::Result<std::optional<transport::PeerDescription>> operator()(const std::string& group_key,
-                                                                     base::Rank rank) const {
+  base::Result<std::optional<net::Fabric::Peer>> operator()(const std::string& group_key,
+                                                            base::Rank rank) const {
     const py::gil_scoped_acquire gil;
     try {
       const py::object entry = (*callable_)(group_key, rank.value);
-      if (entry.is_none()) return std::optional<transport::PeerDescription>();
+      if (entry.is_none()) return std::optional<net::Fabric::Peer>();
       return std::optional(peer_from(entry));
     } catch (const py::error_already_set& raised) {
       return error_from(raised);
@@ -139,15 +144,17 @@ collective::TuningTable tuning_table(const std::vector<TuningTuple>& tuples) {
 
 std::unique_ptr<FabricHandle> make_fabric(
     uint32_t rank, uint32_t world_size, uint32_t local_world_size, const std::string& suite_name,
-    const py::bytearray& key_text, std::vector<std::string> addresses, std::string interfaces,
-    size_t sockets_per_interface, uint16_t port_first, uint16_t port_last, size_t paths_per_peer,
-    double join_timeout_s, double death_timeout_s, double heartbeat_s, double epoch_age_s,
-    uint64_t epoch_bytes, bool gso, bool gro, std::string spin, bool eager_connect,
-    unsigned generation_bits, const std::vector<TuningTuple>& tuning, py::object resolve) {
+    const py::bytearray& key_text, size_t engines, std::vector<std::string> addresses,
+    std::string interfaces, size_t sockets_per_interface, uint16_t port_first, uint16_t port_last,
+    size_t paths_per_peer, double join_timeout_s, double death_timeout_s, double heartbeat_s,
+    double epoch_age_s, uint64_t epoch_bytes, bool gso, bool gro, std::string spin,
+    bool eager_connect, unsigned generation_bits, const std::vector<TuningTuple>& tuning,
+    py::object resolve) {
   net::FabricConfig config;
   config.rank = base::Rank{rank};
   config.world_size = world_size;
   config.local_world_size = local_world_size;
+  config.engines = engines;
   config.addresses = std::move(addresses);
   config.interfaces = std::move(interfaces);
   config.sockets_per_interface = sockets_per_interface;
@@ -201,6 +208,7 @@ py::dict drops_dict(const transport::DropCounters& drops) {
 
 py::dict stats_dict(const net::FabricStats& stats) {
   py::dict out;
+  out["engines"] = stats.engines;
   out["peers"] = stats.peers;
   out["paths_active"] = stats.paths_active;
   out["paths_used"] = stats.paths_used;
@@ -230,37 +238,40 @@ py::dict stats_dict(const net::FabricStats& stats) {
   return out;
 }
 
-py::list path_list(
-    const std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>>& peers) {
+py::list path_list(const std::vector<net::FabricPath>& paths) {
   py::list out;
-  for (const auto& [rank, paths] : peers) {
-    for (const transport::PathReport& path : paths) {
-      py::dict one;
-      one["peer"] = rank.value;
-      one["socket"] = path.id.sender_socket();
-      one["peer_socket"] = path.id.receiver_socket();
-      one["address"] = path.to.to_text();
-      one["state"] = transport::path_state_name(path.state);
-      one["in_use"] = path.is_in_use;
-      one["srtt_us"] = path.srtt_us;
-      one["delay_us"] = path.delay_us;
-      one["window_bytes"] = path.window_bytes;
-      one["in_flight_bytes"] = path.in_flight_bytes;
-      one["mtu_bytes"] = path.mtu_bytes;
-      one["packets_sealed"] = path.packets_sealed;
-      one["packets_lost"] = path.packets_lost;
-      one["message_bytes"] = path.message_bytes;
-      one["epoch"] = path.epoch;
-      out.append(std::move(one));
-    }
+  for (const auto& [engine, peer, path] : paths) {
+    py::dict one;
+    one["engine"] = engine;
+    one["peer"] = peer.value;
+    one["socket"] = path.id.sender_socket();
+    one["peer_socket"] = path.id.receiver_socket();
+    one["address"] = path.to.to_text();
+    one["state"] = transport::path_state_name(path.state);
+    one["in_use"] = path.is_in_use;
+    one["srtt_us"] = path.srtt_us;
+    one["delay_us"] = path.delay_us;
+    one["window_bytes"] = path.window_bytes;
+    one["in_flight_bytes"] = path.in_flight_bytes;
+    one["mtu_bytes"] = path.mtu_bytes;
+    one["packets_sealed"] = path.packets_sealed;
+    one["packets_lost"] = path.packets_lost;
+    one["message_bytes"] = path.message_bytes;
+    one["epoch"] = path.epoch;
+    out.append(std::move(one));
   }
   return out;
 }
 
-std::vector<std::string> address_texts(const net::Fabric& fabric) {
-  std::vector<std::string> texts;
-  for (const base::SocketAddress& address : fabric.addresses()) texts.push_back(address.to_text());
-  return texts;
+// Public key, SPI base and addresses of each.
+py::list engine_list(const net::Fabric& fabric) {
+  py::list out;
+  for (const net::EngineEntry& engine : fabric.engine_entries()) {
+    std::vector<std::string> addresses;
+    for (const auto& address : engine.addresses) addresses.push_back(address.to_text());
+    out.append(py::make_tuple(to_bytes(engine.public_key), engine.spi_base.value, addresses));
+  }
+  return out;
 }
 
 std::vector<std::tuple<std::string, std::string, uint32_t>> selected_interfaces(
@@ -277,24 +288,20 @@ void bind_fabric(py::module_& module) {
   py::class_<FabricHandle>(module, "Fabric")
       .def(py::init(&make_fabric), py::kw_only(), py::arg("rank"), py::arg("world_size"),
            py::arg("local_world_size"), py::arg("suite"), py::arg("job_key_text"),
-           py::arg("addresses"), py::arg("interfaces"), py::arg("sockets_per_interface"),
-           py::arg("port_first"), py::arg("port_last"), py::arg("paths_per_peer"),
-           py::arg("join_timeout_s"), py::arg("death_timeout_s"), py::arg("heartbeat_s"),
-           py::arg("epoch_age_s"), py::arg("epoch_bytes"), py::arg("gso"), py::arg("gro"),
-           py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"), py::arg("tuning"),
-           py::arg("resolve"))
+           py::arg("engines"), py::arg("addresses"), py::arg("interfaces"),
+           py::arg("sockets_per_interface"), py::arg("port_first"), py::arg("port_last"),
+           py::arg("paths_per_peer"), py::arg("join_timeout_s"), py::arg("death_timeout_s"),
+           py::arg("heartbeat_s"), py::arg("epoch_age_s"), py::arg("epoch_bytes"), py::arg("gso"),
+           py::arg("gro"), py::arg("spin"), py::arg("eager_connect"), py::arg("generation_bits"),
+           py::arg("tuning"), py::arg("resolve"))
       .def("set_tuning",
            [](FabricHandle& h, const std::vector<TuningTuple>& tuning) {
              h.fabric->set_tuning(tuning_table(tuning));
            })
-      .def_property_readonly("public_key",
-                             [](const FabricHandle& h) { return to_bytes(h.fabric->public_key()); })
       .def_property_readonly("boot_id",
                              [](const FabricHandle& h) { return to_bytes(h.fabric->boot_id()); })
-      .def_property_readonly("spi_base",
-                             [](const FabricHandle& h) { return h.fabric->spi_base().value; })
-      .def_property_readonly("addresses",
-                             [](const FabricHandle& h) { return address_texts(*h.fabric); })
+      .def_property_readonly("engines",
+                             [](const FabricHandle& h) { return engine_list(*h.fabric); })
       .def_property_readonly("max_datagram",
                              [](const FabricHandle& h) { return h.fabric->datagram_bytes_max(); })
       .def_property_readonly(
@@ -317,12 +324,12 @@ void bind_fabric(py::module_& module) {
            })
       .def("paths",
            [](FabricHandle& h) {
-             std::vector<std::pair<base::Rank, std::vector<transport::PathReport>>> peers;
+             std::vector<net::FabricPath> paths;
              {
                const py::gil_scoped_release unlocked;
-               peers = h.fabric->paths();
+               paths = h.fabric->paths();
              }
-             return path_list(peers);
+             return path_list(paths);
            })
       .def(
           "shutdown", [](FabricHandle& h) { h.fabric->shutdown(); },
@@ -337,6 +344,7 @@ void bind_backend(py::module_& module) {
            }),
            py::arg("timeout") = kBackendDefaultTimeout, py::arg("presented_name") = Backend::kName)
       .def_readwrite("test_stages_host_tensors", &Options::test_stages_host_tensors)
+      .def_readwrite("test_stripe_bytes", &Options::test_stripe_bytes)
       .def("__copy__", [](const Options& self) { return Options::copy_of(self); })
       .def("__deepcopy__",
            [](const Options& self, const py::dict&) { return Options::copy_of(self); });

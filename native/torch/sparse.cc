@@ -66,13 +66,13 @@ at::Tensor SparseAllReduce::contribution(const std::vector<at::Tensor>& tensors)
 SparseAllReduce::SparseAllReduce(std::shared_ptr<const GroupContext> context,
                                  std::shared_ptr<SparseLane> lane, Facts facts, at::Tensor own,
                                  std::vector<at::Tensor> tensors, std::chrono::milliseconds timeout)
-    : EndingWork(static_cast<int>(context->group->rank), std::move(facts)),
+    : EndingWork(static_cast<int>(context->group().rank), std::move(facts)),
       context_(std::move(context)),
       lane_(std::move(lane)),
       tensors_(std::move(tensors)),
       deadline_(deadline_after(timeout)),
       own_(std::move(own)),
-      shapes_(at::empty({context_->group->size(), kShape}, at::kLong)) {}
+      shapes_(at::empty({context_->group().size(), kShape}, at::kLong)) {}
 
 CallBuilder SparseAllReduce::begin(c10d::OpType type) const {
   const int64_t left = std::max<int64_t>((deadline_ - net::now()).millis(), 0);
@@ -85,7 +85,7 @@ void SparseAllReduce::start() {
   Part part =
       call.make_part(OperationKind::kAllGather, shape, static_cast<uint64_t>(shapes_.numel()));
   const collective::Region all = part.table.add_output(shapes_);
-  for (uint64_t i = 0; i < context_->group->size(); ++i) {
+  for (uint64_t i = 0; i < context_->group().size(); ++i) {
     part.outputs.push_back({all.buffer, i * shape.nbytes(), shape.nbytes()});
   }
   part.inputs = {part.table.add_input(shape)};
@@ -123,8 +123,8 @@ void SparseAllReduce::post_ready(SparseLane& lane) {
         call.post_elements();
       } catch (const std::exception& failure) {  // no memory for what others have
         call.obstacle_ = std::current_exception();
-        abort_group(*call.context_->fabric, call.context_->group,
-                    Error{ErrorCode::kSystem, failure.what()});
+        call.context_->fabric->abort_group(call.context_->groups,
+                                           Error{ErrorCode::kSystem, failure.what()});
       }
     }
   }
@@ -140,15 +140,15 @@ void SparseAllReduce::post_ready(SparseLane& lane) {
 // All ranks see the same rows, so either all of them come to the second stage or none does.
 std::exception_ptr SparseAllReduce::find_mismatch() const {
   const auto* rows = shapes_.const_data_ptr<int64_t>();
-  const auto own = static_cast<int64_t>(context_->group->rank) * kShape;
-  for (uint32_t rank = 0; rank < context_->group->size(); ++rank) {
+  const auto own = static_cast<int64_t>(context_->group().rank) * kShape;
+  for (uint32_t rank = 0; rank < context_->group().size(); ++rank) {
     const int64_t* row = rows + static_cast<int64_t>(rank) * kShape;
     if (std::equal(row + kDenseDimensions, row + kShape, rows + own + kDenseDimensions)) continue;
     return make_exception(
         Error{ErrorCode::kMismatch,
               "the sparse tensors of ranks " +
-                  std::to_string(context_->group->ranks[context_->group->rank].value) + " and " +
-                  std::to_string(context_->group->ranks[rank].value) +
+                  std::to_string(context_->group().ranks[context_->group().rank].value) + " and " +
+                  std::to_string(context_->group().ranks[rank].value) +
                   " differ in sizes, type or dense dimensions"});
   }
   return nullptr;
@@ -160,8 +160,8 @@ void SparseAllReduce::post_elements() {
   const int64_t sparse_dimensions = own_.sparse_dim();
   CallBuilder call = begin(c10d::OpType::_ALLREDUCE_SPARSE);
   const auto* rows = shapes_.const_data_ptr<int64_t>();
-  for (uint32_t rank = 0; rank < context_->group->size(); ++rank) {
-    if (rank == context_->group->rank) {
+  for (uint32_t rank = 0; rank < context_->group().size(); ++rank) {
+    if (rank == context_->group().rank) {
       indices_.push_back(own_.indices());
       values_.push_back(own_.values());
       continue;
@@ -229,11 +229,12 @@ bool SparseAllReduce::wait(std::chrono::milliseconds timeout) {
   const bool is_late = !completed_;
   lock.unlock();
   if (is_late) {
-    abort_group(*context_->fabric, context_->group,
-                Error{ErrorCode::kTimeout, "wait() of a sparse all_reduce of process group '" +
-                                               context_->group->name + "' Timed out after " +
-                                               std::to_string(timeout.count()) +
-                                               " ms; the group cannot be used any more"});
+    context_->fabric->abort_group(
+        context_->groups,
+        Error{ErrorCode::kTimeout, "wait() of a sparse all_reduce of process group '" +
+                                       context_->group().name + "' Timed out after " +
+                                       std::to_string(timeout.count()) +
+                                       " ms; the group cannot be used any more"});
   }
   await_end();
   rethrow_failure();
@@ -241,11 +242,11 @@ bool SparseAllReduce::wait(std::chrono::milliseconds timeout) {
 }
 
 void SparseAllReduce::abort() {
-  abort_group(*context_->fabric, context_->group,
-              Error{ErrorCode::kAborted,
-                    "abort() was called on a sparse all_reduce of process "
-                    "group '" +
-                        context_->group->name + "'"});
+  context_->fabric->abort_group(context_->groups,
+                                Error{ErrorCode::kAborted,
+                                      "abort() was called on a sparse all_reduce of process "
+                                      "group '" +
+                                          context_->group().name + "'"});
 }
 
 }  // namespace securefabric::torch_room

@@ -47,12 +47,6 @@ Instant deadline_after(std::chrono::milliseconds timeout) {
   return net::now() + Duration::millis(bounded(timeout).count());
 }
 
-void abort_group(net::Fabric& fabric, const std::shared_ptr<collective::Group>& group,
-                 const Error& error) {
-  (void)fabric.driver().run(
-      [&](collective::Engine& engine, Instant now) { engine.abort_group(*group, error, now); });
-}
-
 // --- The end of a work -------------------------------------------------------------------------
 
 void WorkLedger::on_end(const c10d::WorkInfo& info) {
@@ -179,41 +173,59 @@ Work::Work(int rank, Facts facts, Call call)
 void Work::own(std::vector<std::shared_ptr<collective::Operation>> operations) {
   operations_ = std::move(operations);
   operations_left_.store(operations_.size());
+  if (operations_.size() == call_.parts.size()) return;
+  stripes_left_ = std::make_unique<std::atomic<uint32_t>[]>(call_.parts.size());
+  for (size_t i = 0; i < call_.parts.size(); ++i) stripes_left_[i].store(call_.parts[i].stripes);
 }
 
 bool Work::is_staged() const {
-  return std::any_of(call_.tables.begin(), call_.tables.end(),
-                     [](const TensorTable& table) { return table.is_staged(); });
+  return std::any_of(call_.parts.begin(), call_.parts.end(),
+                     [](const Call::Part& part) { return part.table.is_staged(); });
 }
 
 void Work::submit() {
   if (operations_.empty()) return complete();
-  const auto self = c10::intrusive_ptr<Work>::unsafe_reclaim_from_nonowning(this);
-  for (size_t i = 0; i < operations_.size(); ++i) {
+  size_t first = 0;  // operation of the part
+  for (size_t part = 0; part < call_.parts.size(); ++part) {
     try {
-      call_.tables[i].await_inputs();
+      call_.parts[part].table.await_inputs();
     } catch (const std::exception& failure) {
       // Other ranks will start what this one cannot.
       const Error error{ErrorCode::kSystem, std::string("a device failed: ") + failure.what()};
       give_up(error);
-      for (; i < operations_.size(); ++i) on_failure(error);
+      for (; first < operations_.size(); ++first) on_failure(error);
       return;
     }
-    const auto& operation = operations_[i];
-    operation->on_done = [self, i] { self->on_operation_done(i); };
-    const base::Status status = call_.fabric->driver().submit(operation);
-    if (status) continue;
-    operation->on_done = nullptr;
-    on_failure(status.error());
+    // That of the first engine last: this thread starts it itself, while the others begin.
+    const size_t stripes = call_.parts[part].stripes;
+    for (size_t i = stripes; i-- > 0;) start_operation(first + i, part);
+    first += stripes;
   }
 }
 
+void Work::start_operation(size_t index, size_t part) {
+  const auto& operation = operations_[index];
+  const uint32_t engine = operation->group().engine;
+  net::Driver& driver = call_.context->fabric->driver(engine);
+  operation->on_done = [self = c10::intrusive_ptr<Work>::unsafe_reclaim_from_nonowning(this), index,
+                        part] { self->on_operation_done(index, part); };
+  const base::Status status = engine == 0 ? driver.submit(operation) : driver.delegate(operation);
+  if (status) return;
+  operation->on_done = nullptr;
+  on_failure(status.error());
+}
+
+// What is copied back is that of the whole part.
+bool Work::is_last_of(size_t part) {
+  return !stripes_left_ || stripes_left_[part].fetch_sub(1) == 1;
+}
+
 // Of one operation, on whichever thread has finished it, holding no lock: while the others run.
-void Work::on_operation_done(size_t index) {
+void Work::on_operation_done(size_t index, size_t part) {
   const collective::Operation& operation = *operations_[index];
   if (operation.error) return on_failure(*operation.error);
   try {
-    call_.tables[index].finish();
+    if (is_last_of(part)) call_.parts[part].table.finish();
   } catch (const std::exception& failure) {
     return on_failure(Error{ErrorCode::kSystem, failure.what()});
   }
@@ -256,7 +268,7 @@ bool Work::is_completed_by(Instant until) {
 }
 
 bool Work::is_done_by(const std::shared_ptr<collective::Operation>& operation, Instant until) {
-  net::Driver& driver = call_.fabric->driver();
+  net::Driver& driver = call_.context->fabric->driver(operation->group().engine);
   if (!runs_signal_handlers()) return driver.wait(operation, until);
   while (true) {
     const Instant look_at = base::earlier(until, net::now() + kSignalTick);
@@ -271,7 +283,7 @@ bool Work::wait(std::chrono::milliseconds timeout) {
   if (crypto::forked_child()) throw_error(forked_error());
   if (!is_completed_by(timeout == kNoTimeout ? Instant::never() : deadline_after(timeout))) {
     give_up(Error{ErrorCode::kTimeout, "wait() of " + describe_unfinished() +
-                                           " of process group '" + call_.group->name +
+                                           " of process group '" + call_.context->group().name +
                                            "' Timed out after " + std::to_string(timeout.count()) +
                                            " ms; the group cannot be used any more"});
   }
@@ -283,20 +295,20 @@ bool Work::wait(std::chrono::milliseconds timeout) {
 
 // The caller's stream goes on when the results have arrived in device memory.
 void Work::synchronize() {
-  for (const TensorTable& table : call_.tables) {
-    const DeviceStage* stage = table.stage();
+  for (const Call::Part& part : call_.parts) {
+    const DeviceStage* stage = part.table.stage();
     if (stage != nullptr) stage->hold(current_stream(stage->stream().device()));
   }
 }
 
 std::optional<c10::Stream> Work::result_stream() const {
   const DeviceStage* last = nullptr;
-  for (const TensorTable& table : call_.tables) {
-    if (table.stage() != nullptr) last = table.stage();
+  for (const Call::Part& part : call_.parts) {
+    if (part.table.stage() != nullptr) last = part.table.stage();
   }
   if (last == nullptr) return std::nullopt;
-  for (const TensorTable& table : call_.tables) {
-    if (table.stage() != nullptr) table.stage()->hold(last->stream());
+  for (const Call::Part& part : call_.parts) {
+    if (part.table.stage() != nullptr) part.table.stage()->hold(last->stream());
   }
   return last->stream();
 }
@@ -309,12 +321,12 @@ std::string Work::describe_unfinished() const {
 }
 
 void Work::abort() {
-  give_up(Error{ErrorCode::kAborted,
-                "abort() was called on a work of process group '" + call_.group->name + "'"});
+  give_up(Error{ErrorCode::kAborted, "abort() was called on a work of process group '" +
+                                         call_.context->group().name + "'"});
 }
 
 void Work::give_up(const Error& error) {
-  abort_group(*call_.fabric, call_.group, error);
+  call_.context->fabric->abort_group(call_.context->groups, error);
 }
 
 // --- A work of works ---------------------------------------------------------------------------

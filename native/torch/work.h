@@ -1,7 +1,8 @@
 // The handle of one call: waits, futures, errors, profiler events.
 //
-// A Work covers one operation of the core, or several for a coalesced call; it is complete when all
-// are. It owns the tensors and a reference to the fabric, so it outlives the backend that made it.
+// A Work covers one operation of the core, or several: of a coalesced call, or of one that is cut
+// into stripes. It is complete when all are. It owns the tensors and a reference to the fabric, so
+// it outlives the backend that made it.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -16,7 +17,7 @@
 #include <vector>
 
 #include "collective/operation.h"
-#include "net/fabric.h"
+#include "torch/group_context.h"
 #include "torch/tensors.h"
 
 namespace securefabric::torch_room {
@@ -106,15 +107,18 @@ class Work final : public EndingWork {
  public:
   // What the Work keeps besides its operations.
   struct Call {
-    std::shared_ptr<net::Fabric> fabric;
-    std::shared_ptr<collective::Group> group;  // to be given up when a wait times out
-    std::vector<TensorTable> tables;           // one per operation
-    std::vector<CopyBack> copies_back;         // once all operations have succeeded
+    struct Part {
+      TensorTable table;
+      uint32_t stripes = 1;  // operations that share it, one in each of the first engines
+    };
+    std::shared_ptr<const GroupContext> context;  // the group is given up when a wait times out
+    std::vector<Part> parts;
+    std::vector<CopyBack> copies_back;  // once all operations have succeeded
   };
   // An operation and whether it could be started is told later, by `expect` and `start`.
   Work(int rank, Facts facts, Call call);
 
-  // Once, before anything else: the operations of this call, one per table.
+  // Once, before anything else: the operations of this call, those of a part side by side.
   void own(std::vector<std::shared_ptr<collective::Operation>> operations);
   // Whether `submit` has to wait for copies from a device.
   bool is_staged() const;
@@ -134,7 +138,9 @@ class Work final : public EndingWork {
 
  private:
   bool is_done_by(const std::shared_ptr<collective::Operation>& operation, base::Instant until);
-  void on_operation_done(size_t index);
+  void start_operation(size_t index, size_t part);
+  void on_operation_done(size_t index, size_t part);
+  bool is_last_of(size_t part);
   void on_failure(const base::Error& error);
   void complete();
   void give_up(const base::Error& error);
@@ -143,7 +149,8 @@ class Work final : public EndingWork {
   Call call_;
   std::vector<std::shared_ptr<collective::Operation>> operations_;  // as given to `own`
   std::atomic<size_t> operations_left_{0};
-  std::optional<base::Error> error_;  // the first failure; guarded by mutex_
+  std::unique_ptr<std::atomic<uint32_t>[]> stripes_left_;  // by part; null where none is cut
+  std::optional<base::Error> error_;                       // the first failure; guarded by mutex_
 };
 
 // Completes when all of `works` have; what endCoalescing returns.
@@ -163,9 +170,5 @@ class CoalescedWork final : public c10d::Work {
  private:
   std::vector<c10::intrusive_ptr<c10d::Work>> works_;
 };
-
-// Fails every operation of the group and every later one; the other members are told.
-void abort_group(net::Fabric& fabric, const std::shared_ptr<collective::Group>& group,
-                 const base::Error& error);
 
 }  // namespace securefabric::torch_room

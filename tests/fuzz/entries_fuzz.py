@@ -30,6 +30,7 @@ from securefabric.certificates import CertificateIdentity, TrustBundle, name_of_
 from securefabric.errors import AuthError, IdentityError
 from securefabric.hybrid import CIPHERTEXT_BYTES, HybridKeys
 from securefabric.roster import (
+    EngineEntry,
     EntryBody,
     Roster,
     decode_body,
@@ -59,6 +60,14 @@ class _Key:
 KEY = _Key()
 
 
+def engine(rank: int, number: int) -> EngineEntry:
+    return EngineEntry(
+        public_key=hashlib.sha256(b"public %d %d" % (rank, number)).digest(),
+        spi_base=1 << 20,
+        addresses=[f"10.0.{number}.{rank + 1}:4000", f"[fd00::{number + 1}:{rank + 1}]:4001"],
+    )
+
+
 def body(rank: int, **changes: object) -> EntryBody:
     made = EntryBody(
         version=1,
@@ -66,9 +75,7 @@ def body(rank: int, **changes: object) -> EntryBody:
         rank=rank,
         world_size=4,
         boot_id=hashlib.sha256(b"boot %d" % rank).digest()[:16],
-        public_key=hashlib.sha256(b"public %d" % rank).digest(),
-        spi_base=1 << 20,
-        addresses=[f"10.0.0.{rank + 1}:4000", f"[fd00::{rank + 1}]:4001"],
+        engines=[engine(rank, 0), engine(rank, 1)],
         max_datagram=8960,
         suite="aes-256-gcm",
         kem_key=b"",

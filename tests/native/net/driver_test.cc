@@ -17,6 +17,7 @@ using base::Duration;
 using base::Error;
 using base::ErrorCode;
 using base::Instant;
+using base::Status;
 
 // Well above any scheduling delay, and below the ticks and heartbeats that would hide a forgotten
 // wake-up.
@@ -78,6 +79,66 @@ TEST(Driver, submit__asynchronous_operations_fetch_a_lazy_progress_thread) {
     EXPECT_TRUE(eventually([&] { return first->is_done() && second->is_done(); }));
     EXPECT_LT(now() - started, kPrompt);
   }
+}
+
+// --- delegate, hand_in
+// ----------------------------------------------------------------------------
+
+// Whether the progress thread sleeps in epoll, has stepped back, or a waiter drives.
+TEST(Driver, delegate__our_threads_start_it_whatever_they_are_doing) {
+  DriverJob job(2);
+  for (int round = 0; round < 50; ++round) {
+    if (round % 3 == 1) job.all_reduce_everywhere();
+    std::shared_ptr<Call> held;
+    std::thread waiter;
+    if (round % 3 == 2) {
+      held = job.start(0, {.kind = OperationKind::kReceive, .peer = 1, .tag = 7});
+      waiter = std::thread([&] { EXPECT_TRUE(job.wait(0, *held)); });
+    }
+    const Instant started = now();
+    std::vector<std::shared_ptr<Call>> calls;
+    for (uint32_t rank = 0; rank < 2; ++rank) {
+      calls.push_back(make_call(job.world(rank), {.count = kLarge}));
+      EXPECT_TRUE(job.driver(rank).delegate(calls.back()->operation));
+    }
+    for (const auto& call : calls) {
+      EXPECT_TRUE(eventually([&] { return call->is_done(); }));
+      expect_sum(*call);
+    }
+    EXPECT_LT(now() - started, kPrompt);
+    if (!held) continue;
+    const auto send = job.start(1, {.kind = OperationKind::kSend, .peer = 0, .tag = 7});
+    EXPECT_TRUE(job.wait(1, *send));
+    waiter.join();
+  }
+}
+
+TEST(Driver, delegate__is_refused_after_the_end) {
+  DriverJob job(1);
+  job.driver(0).shutdown(Duration());
+  const Status status = job.driver(0).delegate(make_call(job.world(0))->operation);
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kAborted);
+  job.driver(0).hand_in([](collective::Engine&, Instant) { FAIL() << "nobody runs it"; });
+}
+
+// Two that drive hand each other tasks, each while it holds its own engine.
+TEST(Driver, hand_in__between_drivers_in_both_directions) {
+  DriverJob job(2);
+  std::atomic<int> left{400};
+  std::function<void(uint32_t)> pass = [&](uint32_t to) {
+    job.driver(to).hand_in([&pass, &left, to](collective::Engine&, Instant) {
+      if (left.fetch_sub(1) > 1) pass(1 - to);
+    });
+  };
+  const Instant started = now();
+  pass(0);
+  pass(1);
+  job.all_reduce_everywhere(kLarge);
+  EXPECT_TRUE(eventually([&] { return left.load() <= 0; }));
+  EXPECT_LT(now() - started, Duration::seconds(5));
+  // Those that are under way still refer to this test.
+  for (uint32_t rank = 0; rank < 2; ++rank) job.driver(rank).shutdown(Duration());
 }
 
 TEST(Driver, submit__keeps_the_order_of_one_thread) {

@@ -31,20 +31,23 @@ crypto::SecretBuffer make_job_secret() {
 // Where the ranks of a test publish their entries, in place of the store and its verification.
 class TestBoard {
  public:
-  using Entry = std::optional<transport::PeerDescription>;
+  using Entry = std::optional<Fabric::Peer>;
 
   void publish(Fabric& fabric) {
-    transport::PeerDescription peer;
-    peer.rank = fabric.rank();
-    peer.boot_id = fabric.boot_id();
-    peer.public_key.assign(fabric.public_key().begin(), fabric.public_key().end());
-    peer.spi_base = fabric.spi_base();
-    peer.addresses = fabric.addresses();
-    peer.datagram_bytes_max = fabric.datagram_bytes_max();
-    peer.entry = {static_cast<uint8_t>(fabric.rank().value)};
-    EXPECT_TRUE(fabric.set_entry(peer.entry));
+    Fabric::Peer engines;
+    for (const EngineEntry& engine : fabric.engine_entries()) {
+      transport::PeerDescription& peer = engines.emplace_back();
+      peer.rank = fabric.rank();
+      peer.boot_id = fabric.boot_id();
+      peer.public_key.assign(engine.public_key.begin(), engine.public_key.end());
+      peer.spi_base = engine.spi_base;
+      peer.addresses = engine.addresses;
+      peer.datagram_bytes_max = fabric.datagram_bytes_max();
+      peer.entry = {static_cast<uint8_t>(fabric.rank().value)};
+    }
+    EXPECT_TRUE(fabric.set_entry(engines.front().entry));
     const std::lock_guard<std::mutex> lock(mutex_);
-    entries_[fabric.rank()] = peer;
+    entries_[fabric.rank()] = engines;
   }
   Result<Entry> look_up(const std::string& group_key, Rank rank) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -59,12 +62,13 @@ class TestBoard {
 
  private:
   std::mutex mutex_;
-  std::map<Rank, transport::PeerDescription> entries_;  // guarded by mutex_
-  std::map<std::string, int> look_ups_;                 // by group key; guarded by mutex_
+  std::map<Rank, Fabric::Peer> entries_;  // guarded by mutex_
+  std::map<std::string, int> look_ups_;   // by group key; guarded by mutex_
 };
 
-FabricConfig config_of(uint32_t rank, uint32_t size) {
+FabricConfig config_of(uint32_t rank, uint32_t size, size_t engines = 1) {
   FabricConfig config;
+  config.engines = engines;
   config.rank = Rank{rank};
   config.world_size = size;
   config.local_world_size = size;
@@ -74,7 +78,7 @@ FabricConfig config_of(uint32_t rank, uint32_t size) {
 
 class FabricJob {
  public:
-  explicit FabricJob(uint32_t size) : size_(size) {}
+  explicit FabricJob(uint32_t size, size_t engines = 1) : size_(size), engines_(engines) {}
 
   // A rank that can find the others, but that they cannot find.
   void make(uint32_t rank, Fabric::Resolve resolve = {}) {
@@ -82,7 +86,7 @@ class FabricJob {
       resolve = [this](const std::string& key, Rank peer) { return board.look_up(key, peer); };
     }
     fabrics_[rank] =
-        Fabric::make(config_of(rank, size_), kSuite, make_job_secret(), resolve).value();
+        Fabric::make(config_of(rank, size_, engines_), kSuite, make_job_secret(), resolve).value();
   }
   void join(uint32_t rank, bool eager_connect = false) {
     groups_[rank] = add_group(rank, "world", eager_connect);
@@ -95,26 +99,31 @@ class FabricJob {
     }
     for (uint32_t rank = 0; rank < size_; ++rank) join(rank, eager_connect);
   }
-  std::shared_ptr<Group> add_group(uint32_t rank, const std::string& key,
-                                   bool eager_connect = false) {
+  Fabric::Groups add_group(uint32_t rank, const std::string& key, bool eager_connect = false) {
     std::vector<Rank> ranks;
     for (uint32_t i = 0; i < size_; ++i) ranks.push_back(Rank{i});
     return fabrics_[rank]->add_group(key, key, rank, ranks, eager_connect).value();
   }
 
   std::shared_ptr<Fabric>& fabric(uint32_t rank) { return fabrics_[rank]; }
-  const std::shared_ptr<Group>& group(uint32_t rank) { return groups_[rank]; }
-  std::shared_ptr<Call> start(uint32_t rank, const CallOptions& options = {}) {
-    auto call = make_call(groups_[rank], options);
-    EXPECT_TRUE(fabrics_[rank]->driver().submit(call->operation));
+  const Fabric::Groups& groups(uint32_t rank) { return groups_[rank]; }
+  const std::shared_ptr<Group>& group(uint32_t rank, size_t engine = 0) {
+    return groups_[rank][engine];
+  }
+  std::shared_ptr<Call> start(uint32_t rank, const CallOptions& options = {}, size_t engine = 0) {
+    auto call = make_call(group(rank, engine), options);
+    EXPECT_TRUE(fabrics_[rank]->driver(engine).submit(call->operation));
     return call;
   }
   bool wait(uint32_t rank, const Call& call, Duration limit = kPatience) {
-    return fabrics_[rank]->driver().wait(call.operation, now() + limit);
+    Driver& driver = fabrics_[rank]->driver(call.operation->group().engine);
+    return driver.wait(call.operation, now() + limit);
   }
-  void expect_works(size_t count = 1) {
+  void expect_works(size_t count = 1, size_t engine = 0) {
     std::vector<std::shared_ptr<Call>> calls;
-    for (uint32_t rank = 0; rank < size_; ++rank) calls.push_back(start(rank, {.count = count}));
+    for (uint32_t rank = 0; rank < size_; ++rank) {
+      calls.push_back(start(rank, {.count = count}, engine));
+    }
     for (uint32_t rank = 0; rank < size_; ++rank) {
       EXPECT_TRUE(wait(rank, *calls[rank]));
       expect_sum(*calls[rank]);
@@ -125,7 +134,8 @@ class FabricJob {
 
  private:
   uint32_t size_;                                        // ranks
-  std::map<uint32_t, std::shared_ptr<Group>> groups_;    // the world's group, by rank
+  size_t engines_;                                       // of each
+  std::map<uint32_t, Fabric::Groups> groups_;            // the world's group, by rank
   std::map<uint32_t, std::shared_ptr<Fabric>> fabrics_;  // by rank
 };
 
@@ -136,9 +146,11 @@ TEST(Fabric, make__knows_what_its_entry_says) {
   FabricJob job(1);
   job.make(0);
   const Fabric& fabric = *job.fabric(0);
-  EXPECT_EQ(fabric.addresses().size(), FabricConfig().sockets_per_interface);
-  EXPECT_TRUE(fabric.addresses().front().is_loopback());
-  EXPECT_NE(fabric.public_key(), (std::array<uint8_t, 32>{}));
+  ASSERT_EQ(fabric.engine_entries().size(), 1u);
+  const EngineEntry& engine = fabric.engine_entries().front();
+  EXPECT_EQ(engine.addresses.size(), FabricConfig().sockets_per_interface);
+  EXPECT_TRUE(engine.addresses.front().is_loopback());
+  EXPECT_NE(engine.public_key, (std::array<uint8_t, 32>{}));
   EXPECT_NE(fabric.boot_id(), base::BootId{});
   EXPECT_EQ(fabric.datagram_bytes_max() % transport::kFragmentAlignment, 0u);
   EXPECT_GE(fabric.datagram_bytes_max(), transport::kDatagramBytesMin);
@@ -175,7 +187,7 @@ TEST(Fabric, make__takes_free_ports_of_the_range_until_there_is_none) {
       EXPECT_GE(fabrics.size(), 1u);
       return;
     }
-    for (const base::SocketAddress& address : fabric.value()->addresses()) {
+    for (const base::SocketAddress& address : fabric.value()->engine_entries().front().addresses) {
       EXPECT_GE(address.port(), config.port_first);
       EXPECT_LE(address.port(), config.port_last);
       EXPECT_TRUE(ports.insert(address.port()).second);
@@ -295,7 +307,7 @@ TEST(Fabric, remove_group__fails_what_runs_and_forgets_its_key) {
   job.board.publish(*job.fabric(0));
   job.join(0);
   const auto other = job.add_group(0, "other");
-  const auto call = make_call(other);
+  const auto call = make_call(other.front());
   EXPECT_TRUE(job.fabric(0)->driver().submit(call->operation));
   EXPECT_TRUE(eventually([&] { return job.board.look_ups("other") > 0; }));
   job.fabric(0)->remove_group(other, std::nullopt);
@@ -316,7 +328,7 @@ TEST(Fabric, remove_group__tells_the_members_a_reason) {
   job.make_all();
   job.expect_works();
   const auto call = job.start(0, {.kind = OperationKind::kReceive, .peer = 1});
-  job.fabric(1)->remove_group(job.group(1), Error{ErrorCode::kAborted, "given up"});
+  job.fabric(1)->remove_group(job.groups(1), Error{ErrorCode::kAborted, "given up"});
   EXPECT_TRUE(job.wait(0, *call));
   EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "given up"));
 }
@@ -354,7 +366,7 @@ TEST(Fabric, shutdown__by_several_threads_and_again) {
   const auto group = job.fabric(0)->add_group("late", "late", 0, {Rank{0}, Rank{1}}, true);
   ASSERT_FALSE(group);
   EXPECT_EQ(group.error().code, ErrorCode::kAborted);
-  job.fabric(0)->remove_group(job.group(0), std::nullopt);
+  job.fabric(0)->remove_group(job.groups(0), std::nullopt);
 }
 
 TEST(Fabric, shutdown__waits_for_the_look_up_that_is_under_way_and_for_no_other) {
@@ -401,6 +413,111 @@ TEST(Fabric, shutdown__called_by_a_callback_while_another_thread_shuts_down) {
   }
 }
 
+// --- Several engines
+// ------------------------------------------------------------------------------
+
+TEST(Fabric, engines__have_nothing_in_common) {
+  FabricJob job(2, 3);
+  job.make_all();
+  std::set<std::array<uint8_t, 32>> keys;
+  std::set<uint32_t> spis;
+  std::set<std::string> addresses;
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    ASSERT_EQ(job.fabric(rank)->engines(), 3u);
+    for (const EngineEntry& engine : job.fabric(rank)->engine_entries()) {
+      keys.insert(engine.public_key);
+      spis.insert(engine.spi_base.value);
+      for (const auto& address : engine.addresses) addresses.insert(address.to_text());
+    }
+  }
+  EXPECT_EQ(keys.size(), 6u);
+  EXPECT_EQ(spis.size(), 6u);
+  EXPECT_EQ(addresses.size(), 6 * FabricConfig().sockets_per_interface);
+}
+
+TEST(Fabric, engines__each_works_by_itself_after_one_look_up) {
+  FabricJob job(2, 3);
+  job.make_all();
+  for (size_t engine = 3; engine-- > 0;) job.expect_works(20'000, engine);
+  EXPECT_LE(job.board.look_ups("world"), 4) << "one for each rank, or two if both ask at once";
+  const FabricStats stats = job.fabric(0)->stats();
+  EXPECT_EQ(stats.peers, 1u);
+  EXPECT_GE(stats.paths_used, 3u);
+  EXPECT_GE(stats.traffic.message_bytes_received, 3u * 20'000 * sizeof(int64_t));
+  std::set<uint32_t> engines;
+  for (const FabricPath& path : job.fabric(0)->paths()) {
+    EXPECT_EQ(path.peer, Rank{1});
+    engines.insert(path.engine);
+  }
+  EXPECT_EQ(engines, (std::set<uint32_t>{0, 1, 2}));
+}
+
+// Nothing else would ever end what waits in the engines that have not failed.
+TEST(Fabric, engines__a_group_that_breaks_in_one_breaks_in_all_on_every_rank) {
+  for (size_t origin = 0; origin < 3; ++origin) {
+    FabricJob job(2, 3);
+    job.make_all();
+    for (size_t engine = 0; engine < 3; ++engine) job.expect_works(1, engine);
+    std::vector<std::shared_ptr<Call>> calls;
+    for (size_t engine = 0; engine < 3; ++engine) {
+      calls.push_back(job.start(0, {.kind = OperationKind::kReceive, .peer = 1}, engine));
+      calls.push_back(job.start(1, {.kind = OperationKind::kReceive, .peer = 0}, engine));
+    }
+    EXPECT_TRUE(job.fabric(0)->driver(origin).run([&](collective::Engine& engine, Instant at) {
+      engine.abort_group(*job.group(0, origin), Error{ErrorCode::kAborted, "given up"}, at);
+    }));
+    for (const auto& call : calls) {
+      EXPECT_TRUE(eventually([&] { return call->is_done(); }));
+      EXPECT_TRUE(failed_with(*call->operation, ErrorCode::kAborted, "given up"));
+    }
+  }
+}
+
+// The Work of a call that failed in one engine is seen before the next call is made.
+TEST(Fabric, engines__the_next_operation_of_any_engine_fails_at_once) {
+  FabricJob job(2, 2);
+  job.make_all();
+  job.expect_works(1, 1);
+  const auto failed = job.start(0, {.kind = OperationKind::kReceive, .peer = 1}, 1);
+  EXPECT_TRUE(job.fabric(0)->driver(1).run([&](collective::Engine& engine, Instant at) {
+    engine.abort_group(*job.group(0, 1), Error{ErrorCode::kAborted, "given up"}, at);
+  }));
+  EXPECT_TRUE(job.wait(0, *failed));
+  const auto next = job.start(0);
+  EXPECT_TRUE(job.wait(0, *next));
+  EXPECT_TRUE(failed_with(*next->operation, ErrorCode::kAborted, "given up"));
+}
+
+TEST(Fabric, engines__other_groups_go_on) {
+  FabricJob job(2, 2);
+  job.make_all();
+  const std::vector<Fabric::Groups> others = {job.add_group(0, "other"), job.add_group(1, "other")};
+  job.fabric(0)->abort_group(others[0], Error{ErrorCode::kAborted, "given up"});
+  for (size_t engine = 0; engine < 2; ++engine) job.expect_works(1'000, engine);
+  job.fabric(0)->remove_group(others[0], std::nullopt);
+  for (size_t engine = 0; engine < 2; ++engine) job.expect_works(1'000, engine);
+}
+
+TEST(Fabric, engines__shut_down_when_all_have_sent_what_they_had) {
+  FabricJob job(2, 2);
+  job.make_all();
+  std::vector<std::shared_ptr<Call>> sends;
+  std::vector<std::shared_ptr<Call>> receives;
+  for (size_t engine = 0; engine < 2; ++engine) {
+    sends.push_back(
+        job.start(0, {.kind = OperationKind::kSend, .count = 2'000, .peer = 1}, engine));
+  }
+  for (const auto& send : sends) EXPECT_TRUE(job.wait(0, *send));
+  job.fabric(0)->shutdown();
+  for (size_t engine = 0; engine < 2; ++engine) {
+    const CallOptions options{.kind = OperationKind::kReceive, .count = 2'000, .peer = 0};
+    receives.push_back(job.start(1, options, engine));
+    EXPECT_TRUE(job.wait(1, *receives.back()));
+    EXPECT_FALSE(receives.back()->operation->error);
+  }
+  EXPECT_FALSE(job.fabric(0)->driver(1).submit(make_call(job.group(0, 1))->operation));
+}
+
 TEST(Fabric, destroy__with_pending_operations_that_outlive_it) {
   FabricJob job(2);
   job.make_all();
@@ -439,7 +556,7 @@ TEST(Fabric, fork__the_child_refuses_and_leaves_everything_as_it_is) {
     const auto group = fabric.add_group("child", "child", 0, {Rank{0}, Rank{1}}, true);
     const bool is_right = !group && group.error().code == ErrorCode::kForked &&
                           !fabric.set_entry({}) && fabric.stats().peers == 0;
-    fabric.remove_group(job.group(0), std::nullopt);
+    fabric.remove_group(job.groups(0), std::nullopt);
     fabric.shutdown();
     job.fabric(0).reset();  // as the interpreter's exit does
     ::_exit(is_right ? 0 : 1);
