@@ -75,7 +75,7 @@ soak: setup ## simulate SOAK_SEEDS (1000) jobs in random weather, from seed SOAK
 
 bench: setup-bench ## compare with gloo, MPI and WireGuard (root), train; JSON and plots in build/bench
 	$(NATIVE) -B build/native
-	$(CMAKE) --build build/native --target bench_all_reduce bench_all_reduce_null
+	$(CMAKE) --build build/native --target bench_all_reduce bench_all_reduce_null bench_micro
 	$(PYTHON) bench/run.py $(BENCH_ARGS)
 
 bench-micro: setup-bench ## time seal, open, headers, range sets and reductions on one core

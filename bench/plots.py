@@ -7,6 +7,7 @@ The files are known by their names:
     compare.json, wireguard.json    of those scripts: a figure per operation and number of ranks
     training.json                   of that script: one figure
     ablations.json                  of that script: a figure per number of ranks
+    roofline.json                   of that script: one figure
 
 What is not there is left out.
 """
@@ -164,6 +165,32 @@ class Panel:
     lines: dict[str, Series]
 
 
+def draw_roofline(data: Any, stem: Path) -> list[Path]:
+    """The sum of the steps beside the time of an all_reduce, both per byte."""
+    rows = data["rows"]
+    figure, (axes,) = _figure(1, 5.0)
+    titles = [f"{format_size(row['size_bytes'])}\n{row['suite']}" for row in rows]
+    bases = [0.0] * len(rows)
+    for i, step in enumerate(rows[0]["steps_us"]):
+        heights = [row["steps_us"][step] * 1e3 / row["size_bytes"] for row in rows]
+        axes.bar(range(len(rows)), heights, 0.6, bottom=bases, color=f"C{i}", label=step)
+        bases = [base + height for base, height in zip(bases, heights, strict=True)]
+    for i, row in enumerate(rows):
+        whole = row["p50_us"] * 1e3 / row["size_bytes"]
+        axes.plot([i - 0.4, i + 0.4], [whole, whole], color="black")
+        axes.annotate(f"{row['share']:.2f}", (i, whole), ha="center", va="bottom")
+    axes.plot([], [], color="black", label="all_reduce, and the steps' share of it")
+    axes.set_xticks(range(len(rows)), titles)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("ns per byte of the tensor")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(f"What the steps of an all_reduce cost, {rows[0]['ranks']} ranks on one host")
+    path = stem.with_suffix(".png")
+    _save(figure, path, data["machine"])
+    return [path]
+
+
 def draw_ablations(data: Any, stem: Path) -> list[Path]:
     """What encryption costs, and what each other part is worth; one figure per number of ranks."""
     drawn = []
@@ -228,6 +255,7 @@ FIGURES: Final[dict[str, Callable[[Any, Path], list[Path]]]] = {
     "wireguard": draw_comparisons,
     "training": draw_training,
     "ablations": draw_ablations,
+    "roofline": draw_roofline,
 }
 
 

@@ -64,6 +64,11 @@ STEPS: Final = (
         what="what encryption, offloads and paths cost, on the native core alone",
         tiny="--ranks 2 --sizes 8,64K --rounds 1 --seconds 0.01",
     ),
+    Step(
+        name="roofline",
+        what="all_reduce of the native core beside the sum of its steps",
+        tiny="--sizes 64K --rounds 1 --seconds 0.01",
+    ),
 )
 PLOTS: Final = "plots"
 NAMES: Final = (*(step.name for step in STEPS), PLOTS)

@@ -126,18 +126,28 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return __import__
 
 
+def check_roofline(rows: list[dict[str, Any]]) -> None:
+    assert {row["suite"] for row in rows} == {"aegis-256x2", "aes-256-gcm"}
+    for row in rows:
+        assert row["wrong"] == 0
+        assert set(row["steps_us"]) == {"seal", "send", "receive", "open", "reduce", "copy"}
+        assert all(cost > 0 for cost in row["steps_us"].values())
+        assert row["share"] == pytest.approx(sum(row["steps_us"].values()) / row["p50_us"])
+
+
 @pytest.mark.timeout(600)
 def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_path: Path) -> None:
     steps = ["compare", "training", "wireguard", "plots"]
     if IS_NATIVE_BUILT:
-        steps.insert(3, "ablations")
+        steps[3:3] = ["ablations", "roofline"]
     command = [sys.executable, "bench/run.py", "--tiny", "--suite", SUITE, "--out", str(tmp_path)]
     output = run_job([*command, "--only", ",".join(steps)], timeout_s=500.0)
     assert f"==> JSON and figures are in {tmp_path}" in output
     figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
     expected = {"compare-all_reduce-2-ranks.png", "training.png"}
     if IS_NATIVE_BUILT:
-        expected.add("ablations-2-ranks.png")
+        expected |= {"ablations-2-ranks.png", "roofline.png"}
+        check_roofline(rows_of(tmp_path / "roofline.json"))
     [compared] = runs_of(tmp_path / "compare.json")
     assert len(compared["comparisons"]) == 2
     assert compared["machine"]["suite"] == SUITE
