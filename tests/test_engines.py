@@ -20,6 +20,7 @@ from securefabric import _fabric, statistics
 
 LARGE = 1 << 19
 """Elements of float32: 2 MB, enough for four stripes."""
+HALF = LARGE // 2
 SMALL = 1000
 PROMPT_S = 5.0
 
@@ -115,8 +116,7 @@ def _blocks(backend: Any, rank: int, sizes: list[list[int]]) -> tuple[Any, list[
     return backend.alltoall(outputs, inputs), outputs
 
 
-# Rank 2 has no part of it in the second engine, and a part of the next call.
-def test_all_to_all__each_pair_decides_by_itself_and_the_next_call_still_fits(
+def test_all_to_all__stays_whole_and_the_next_call_still_fits(
     key_file: str, store: HashStore
 ) -> None:
     sizes = [[SMALL, LARGE, 3], [LARGE + 1, 0, 5], [0, 7, SMALL]]
@@ -154,6 +154,7 @@ def _calls(member: Member) -> dict[str, Any]:
         "root": lambda: backend.broadcast([large], root),
         "gather": lambda: backend._allgather_base(torch.ones(2 * LARGE), large),
         "exchange": lambda: _blocks(backend, member.rank, [[0, LARGE], [LARGE, 0]])[0],
+        "exchange_half": lambda: _blocks(backend, member.rank, [[0, HALF], [HALF, 0]])[0],
         "exchange_little": lambda: _blocks(backend, member.rank, [[0, SMALL], [SMALL, 0]])[0],
     }
 
@@ -170,6 +171,7 @@ def _calls(member: Member) -> dict[str, Any]:
         ("large", "gather", ["all_reduce", "all_gather"]),
         ("root", "root", ["root 0", "root 1"]),
         ("exchange", "large", ["all_to_all", "all_reduce"]),
+        ("exchange", "exchange_half", ["bytes"]),
         ("exchange", "exchange_little", ["bytes"]),
     ],
 )

@@ -9,8 +9,8 @@ namespace securefabric::collective {
 namespace {
 
 uint32_t stripes_for(uint64_t bytes, const StripeOptions& options) {
-  return static_cast<uint32_t>(
-      std::clamp<uint64_t>(bytes / options.stripe_bytes, 1, options.engines));
+  return static_cast<uint32_t>(std::clamp<uint64_t>(
+      bytes / std::max<uint64_t>(options.stripe_bytes, 1), 1, options.engines));
 }
 
 // What a rank contributes or gets, on average where chunks differ: equal on all ranks.
@@ -26,7 +26,8 @@ uint64_t share_of(const CollectiveRequest& whole) {
     case OperationKind::kBroadcast: return whole.outputs.front().length;
     case OperationKind::kAllGather: return mean(whole.outputs);
     case OperationKind::kReduceScatter: return mean(whole.inputs);
-    default: return 0;  // messages that go their own ways, or none
+    // What ranks send each other singly stays whole: only its length tells whether they agree.
+    default: return 0;
   }
 }
 
@@ -42,25 +43,15 @@ Region slice(const Region& whole, uint32_t stripe, uint32_t stripes) {
 }  // namespace
 
 uint32_t count_stripes(const CollectiveRequest& whole, const StripeOptions& options) {
-  if (options.engines == 1) return 1;
-  if (whole.kind != OperationKind::kAllToAll) return stripes_for(share_of(whole), options);
-  uint64_t longest = 0;
-  for (const Region& block : whole.inputs) longest = std::max(longest, block.length);
-  for (const Region& block : whole.outputs) longest = std::max(longest, block.length);
-  return stripes_for(longest, options);
+  return options.engines == 1 ? 1 : stripes_for(share_of(whole), options);
 }
 
-CollectiveRequest stripe_of(const CollectiveRequest& whole, uint32_t stripe, uint32_t stripes,
-                            const StripeOptions& options) {
+CollectiveRequest stripe_of(const CollectiveRequest& whole, uint32_t stripe, uint32_t stripes) {
   SF_CHECK(stripe < stripes && kStripeAlignment % whole.element_bytes == 0);
   CollectiveRequest part = whole;
   if (stripes == 1) return part;
-  const bool is_by_pairs = whole.kind == OperationKind::kAllToAll;
-  const auto cut = [&](Region& region) {
-    region = slice(region, stripe, is_by_pairs ? stripes_for(region.length, options) : stripes);
-  };
-  std::for_each(part.inputs.begin(), part.inputs.end(), cut);
-  std::for_each(part.outputs.begin(), part.outputs.end(), cut);
+  for (Region& region : part.inputs) region = slice(region, stripe, stripes);
+  for (Region& region : part.outputs) region = slice(region, stripe, stripes);
   return part;
 }
 

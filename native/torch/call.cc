@@ -135,8 +135,7 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
     std::optional<uint64_t> number;  // the same in all engines
     if (!is_point_to_point(part)) number = context_->queue->next_collective() + collectives++;
     for (uint32_t stripe = 0; stripe < stripes; ++stripe) {
-      auto wanted =
-          stripes == 1 ? std::move(whole) : collective::stripe_of(whole, stripe, stripes, options);
+      auto wanted = stripes == 1 ? std::move(whole) : collective::stripe_of(whole, stripe, stripes);
       operations.push_back(make_operation(part, std::move(wanted), stripe, number, deadline));
     }
     call.parts.push_back({std::move(part.table), stripes});

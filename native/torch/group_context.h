@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "collective/stripes.h"
 #include "net/fabric.h"
 
 namespace securefabric::torch_room {
@@ -17,9 +18,9 @@ struct GroupContext {
   net::Fabric::Groups groups;  // this group in each engine
   std::shared_ptr<WorkLedger> ledger;
   std::shared_ptr<IssueQueue> queue;
-  std::string presented_name;        // the backend's, in profiler events
-  bool stages_host_tensors = false;  // treats them as if a device had them (tests)
-  uint64_t stripe_bytes = 0;         // see collective/stripes.h
+  std::string presented_name;                        // the backend's, in profiler events
+  bool stages_host_tensors = false;                  // treats them as if a device had them (tests)
+  uint64_t stripe_bytes = collective::kStripeBytes;  // see collective/stripes.h
 
   // What it is in any engine: its members and name. `broken` is guarded by the first one.
   const collective::Group& group() const { return *groups.front(); }

@@ -69,11 +69,11 @@ class Job {
   std::string run_striped(const StripeOptions& options, Planner planner, uint64_t seed) {
     for (uint32_t stripe = 0; stripe < options.engines; ++stripe) {
       std::vector<CollectiveRequest> requests;
+      const uint32_t stripes = count_stripes(requests_[0], options);
+      if (stripe >= stripes) break;
       for (uint32_t rank = 0; rank < spec_.size; ++rank) {
-        const uint32_t stripes = count_stripes(requests_[rank], options);
-        // Who takes no part plans as if it were alone with nothing to do.
-        requests.push_back(stripe < stripes ? stripe_of(requests_[rank], stripe, stripes, options)
-                                            : CollectiveRequest{});
+        if (count_stripes(requests_[rank], options) != stripes) return "not cut alike";
+        requests.push_back(stripe_of(requests_[rank], stripe, stripes));
         requests.back().scratch_buffer = static_cast<uint32_t>(members_[rank].buffers.size());
       }
       std::string error = run_once(requests, planner, seed + stripe);

@@ -49,8 +49,9 @@ TEST(CountStripes, chunks__by_what_one_rank_has_on_average) {
 
 TEST(CountStripes, messages__stay_whole) {
   const StripeOptions options{.engines = 4, .stripe_bytes = 1000};
-  for (const OperationKind kind : {OperationKind::kGather, OperationKind::kScatter,
-                                   OperationKind::kSend, OperationKind::kReceive}) {
+  for (const OperationKind kind :
+       {OperationKind::kAllToAll, OperationKind::kGather, OperationKind::kScatter,
+        OperationKind::kSend, OperationKind::kReceive}) {
     CollectiveRequest request = all_reduce_of(1 << 20);
     request.kind = kind;
     EXPECT_EQ(count_stripes(request, options), 1u) << operation_kind_name(kind);
@@ -63,10 +64,9 @@ TEST(CountStripes, messages__stay_whole) {
 TEST(StripeOf, slices__cover_the_whole_once_and_in_order) {
   for (const uint64_t bytes : {0, 4, 60, 64, 68, 4096, 4100, 100'004}) {
     for (uint32_t stripes = 1; stripes <= 5; ++stripes) {
-      const StripeOptions options{.engines = stripes, .stripe_bytes = 1};
       uint64_t end = 8;
       for (uint32_t stripe = 0; stripe < stripes; ++stripe) {
-        const auto part = stripe_of(all_reduce_of(bytes), stripe, stripes, options);
+        const auto part = stripe_of(all_reduce_of(bytes), stripe, stripes);
         EXPECT_EQ(part.inputs, part.outputs);
         EXPECT_EQ(part.inputs[0].offset, end);
         EXPECT_EQ((end - 8) % kStripeAlignment == 0 || part.inputs[0].length == 0, true);
@@ -75,23 +75,6 @@ TEST(StripeOf, slices__cover_the_whole_once_and_in_order) {
       EXPECT_EQ(end, 8 + bytes);
     }
   }
-}
-
-// Neither end knows of the other pairs.
-TEST(StripeOf, all_to_all__each_pair_by_itself) {
-  const StripeOptions options{.engines = 3, .stripe_bytes = 1024};
-  CollectiveRequest request{.kind = OperationKind::kAllToAll, .element_bytes = 4, .size = 2};
-  request.inputs = {{0, 0, 1028}, {0, 1028, 2048}};
-  request.outputs = {{1, 0, 1028}, {1, 1028, 4096}};
-  ASSERT_EQ(count_stripes(request, options), 3u);
-  const auto lengths = [&](uint32_t stripe) {
-    const auto part = stripe_of(request, stripe, 3, options);
-    return std::vector<uint64_t>{part.inputs[0].length, part.inputs[1].length,
-                                 part.outputs[0].length, part.outputs[1].length};
-  };
-  EXPECT_EQ(lengths(0), (std::vector<uint64_t>{1028, 1024, 1028, 1344}));
-  EXPECT_EQ(lengths(1), (std::vector<uint64_t>{0, 1024, 0, 1344}));
-  EXPECT_EQ(lengths(2), (std::vector<uint64_t>{0, 0, 0, 1408}));
 }
 
 // --- Whole groups ------------------------------------------------------------------------------
