@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
+import os
 import platform
 import statistics
 import sys
@@ -199,6 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             kept = read_tuning(parsed.file)
     except ConfigError as error:
         print(f"securefabric.tune: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("SECUREFABRIC_ENGINES", "1") != "1":
+        print(
+            "securefabric.tune: the rows count bytes of one engine; run it without "
+            "SECUREFABRIC_ENGINES",
+            file=sys.stderr,
+        )
         return 2
     autoload()
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from ranks import join, run_ranks
 from steady import check_outcomes
 
 from securefabric.errors import ConfigError
-from securefabric.tune import best_cut, make_call, merge, parse_arguments
+from securefabric.tune import best_cut, main, make_call, merge, parse_arguments
 from securefabric.tuning import TUNABLE, TuningRow, read_tuning, tuning_digest, write_tuning
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -109,6 +109,14 @@ def test_parse_arguments__names_the_operations(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         parse_arguments(["out.json", "--ops", "send"])
     assert "all_reduce" in capsys.readouterr().err
+
+
+def test_main__refuses_several_engines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SECUREFABRIC_ENGINES", "2")
+    assert main([str(tmp_path / "tuning.json")]) == 2
+    assert "the rows count bytes of one engine" in capsys.readouterr().err
 
 
 # Jobs
