@@ -57,10 +57,12 @@ void Engine::follow(const GroupBroken& broken, Instant now) {
   pump(now);
 }
 
-void Engine::abort_all(const Error& reason, Instant now) {
+void Engine::abort_all(const Error& reason, bool is_told_by_others, Instant now) {
   now_ = now;
   for (auto& [id, state] : groups_) {
-    if (!state.group->broken) break_group(*state.group, reason, std::nullopt);
+    if (state.group->broken) continue;
+    break_here(*state.group, reason, std::nullopt);
+    broken_.push_back({id, reason, is_told_by_others ? std::optional(reason) : std::nullopt});
   }
   pump(now);
 }

@@ -45,7 +45,8 @@ class Engine final : private transport::ReceiveMatcher {
   void follow(const GroupBroken& broken, base::Instant now);
 
   // The same for every group, without telling anybody: this process cannot go on.
-  void abort_all(const base::Error& reason, base::Instant now);
+  // Members are told by this rank's other engines, if `is_told_by_others`.
+  void abort_all(const base::Error& reason, bool is_told_by_others, base::Instant now);
 
   void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
                        base::Duration waited = base::Duration());

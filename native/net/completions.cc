@@ -18,7 +18,7 @@ using collective::Operation;
 
 namespace {
 
-thread_local const void* served_state = nullptr;  // of the thread's Completions; null for others'
+thread_local bool is_calling_thread = false;  // it belongs to a Completions, whichever
 
 }  // namespace
 
@@ -66,8 +66,8 @@ void Completions::end() {
   while (state_->threads > 0) state_->changed.wait(lock);
 }
 
-bool Completions::is_calling() const {
-  return served_state == state_.get();
+bool Completions::is_calling() {
+  return is_calling_thread;
 }
 
 // Holding the mutex. Detached, because a callback cannot join its own thread; end() counts instead.
@@ -77,7 +77,7 @@ void Completions::start_thread(const std::shared_ptr<State>& state) {
 }
 
 void Completions::serve(const std::shared_ptr<State>& state) {
-  served_state = state.get();
+  is_calling_thread = true;
   std::unique_lock<std::mutex> lock(state->mutex);
   while (true) {
     if (state->queue.empty()) {

@@ -31,10 +31,11 @@ class Completions {
   // Any thread, until end(). Never blocks for long and calls nothing back itself.
   void push(std::shared_ptr<collective::Operation> operation);
   // Any thread, any number of times. Waits until all that was pushed has been called back; a
-  // callback that calls this does not wait.
+  // callback that calls this, of whichever Completions, does not wait.
   void end();
-  // Whether the caller is a callback of ours.
-  bool is_calling() const;
+  // Whether the caller is a callback, of this or of another one: two that end each other's from
+  // their callbacks must not wait for each other.
+  static bool is_calling();
 
  private:
   struct State;

@@ -261,7 +261,7 @@ void Driver::on_socket_error(const Error& error) {
 }
 
 void Driver::fail_everything(const Error& error) {
-  engine_.abort_all(error, now());
+  engine_.abort_all(error, /*is_told_by_others=*/fatal_.has_value(), now());
   publish();
   engine_deadline_.store(Instant::never().nanos());
   has_work_.store(false);
@@ -446,7 +446,7 @@ void Driver::shutdown(Duration drain_limit) {
   if (crypto::forked_child()) return;
   std::unique_lock<std::mutex> once(shutdown_mutex_, std::defer_lock);
   // A callback cannot wait for the shutdown that waits for it.
-  if (!completions_.is_calling()) {
+  if (!Completions::is_calling()) {
     once.lock();
   } else if (!once.try_lock()) {
     return;

@@ -75,7 +75,6 @@ class Driver {
   using WantedHandler = std::function<void(base::Rank)>;
   using BrokenHandler = std::function<void(const collective::GroupBroken&)>;
 
-  // `broken` is null where a rank has no other engine.
   static base::Result<std::unique_ptr<Driver>> make(transport::EndpointConfig config,
                                                     std::vector<UdpSocket> sockets,
                                                     DriverOptions options, WantedHandler wanted,

@@ -278,9 +278,20 @@ Result<Fabric::Groups> Fabric::add_group(const std::string& group_key, const std
     if (!status) return status.error();
     groups.push_back(std::move(group));
   }
+  if (groups.size() > 1) spread_breaks(groups);
   if (!eager_connect) return groups;
   if (const Status status = connect_group(groups); !status) return status.error();
   return groups;
+}
+
+// A member may have given up already: engines that did not know the group then could not follow.
+void Fabric::spread_breaks(const Groups& groups) {
+  for (const auto& group : groups) {
+    std::optional<Error> broken;
+    (void)drivers_[group->engine]->run(
+        [&](collective::Engine&, Instant) { broken = group->broken; });
+    if (broken) on_broken(group->engine, {group->wire_id, *broken, std::nullopt});
+  }
 }
 
 Status Fabric::connect_group(const Groups& groups) {
@@ -327,7 +338,8 @@ void Fabric::on_broken(uint32_t origin, const collective::GroupBroken& broken) {
 }
 
 // Driving thread, engine held. A rank is asked for when an operation needs it, and at most once a
-// second when packets come from it: worth a look now, but not to start over with quick ones.
+// second and engine when packets come from it: worth a look now, but not to start over with quick
+// ones.
 void Fabric::want(Rank rank) {
   const Instant at = now();
   const std::lock_guard<std::mutex> lock(mutex_);

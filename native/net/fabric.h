@@ -122,6 +122,7 @@ class Fabric {
   // Fails every operation of the group and every later one, and tells the members.
   void abort_group(const Groups& groups, const base::Error& error);
   // Links all members now.
+  void spread_breaks(const Groups& groups);
   base::Status connect_group(const Groups& groups);
 
   // How operations are planned. Set anew only while no operation is being planned, on all ranks.

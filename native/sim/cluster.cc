@@ -286,6 +286,8 @@ void Cluster::turn(uint32_t rank) {
   Engine& engine = *node.engine;
   Instant done_at = now_ + receive(rank);
   if (engine.poll_timeout() <= now_) engine.handle_timeout(now_);
+  while (engine.poll_broken()) {  // there is no other engine to tell
+  }
   while (const auto operation = engine.poll_completed()) {
     audit_.on_event(now_, Rank{rank}, operation->id << 1 | (operation->error ? 1 : 0));
     if (operation->on_done) operation->on_done();

@@ -126,7 +126,7 @@ class Backend final : public c10d::Backend {
   // timeout; the group cannot be used any more then.
   void monitoredBarrier(const c10d::BarrierOptions& opts, bool wait_all_ranks) override;
 
-  // The numbers are the engine's: all ranks begin with the same one without agreeing on it.
+  // The numbers are the issue queue's: all ranks begin with the same one without agreeing on it.
   void setSequenceNumberForGroup() override {}
   uint64_t getSequenceNumberForGroup() override { return sequence_.load(); }
   // A group of some of this one's ranks, made of what they know already: nothing is sent, and the
