@@ -180,7 +180,7 @@ def draw_roofline(data: Any, stem: Path) -> list[Path]:
         axes.plot([i - 0.4, i + 0.4], [whole, whole], color="black")
         axes.annotate(f"{row['share']:.2f}", (i, whole), ha="center", va="bottom")
     axes.plot([], [], color="black", label="all_reduce, and the steps' share of it")
-    axes.set_xticks(range(len(rows)), titles)
+    axes.set_xticks(range(len(rows)), titles, fontsize="x-small")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("ns per byte of the tensor")
     axes.grid(axis="y", alpha=0.3)
