@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
+from ._addresses import parse_ports
 from .errors import ConfigError, SecureFabricError
 from .identity import read_key_text
-from .options import Options
+from .options import Options, unknown_settings
 
 __all__ = ["Finding", "examine"]
 
@@ -139,6 +140,10 @@ def _receive_buffer() -> Iterator[Finding]:
 def _settings() -> Iterator[Finding]:
     options = Options()
     yield Finding(topic="settings", detail="the SECUREFABRIC_* variables are valid")
+    for unknown in unknown_settings():
+        yield Finding(topic="settings", detail=unknown, verdict="note")
+    if options.ports:
+        yield _ports(options)
     limits = f"{options.epoch_age_s:,.6g} s or {options.epoch_bytes:,} bytes"
     yield Finding(topic="fresh keys", detail=f"of every link after {limits}, whichever comes first")
     if options.engines > 1:
@@ -157,6 +162,16 @@ def _settings() -> Iterator[Finding]:
 
     key = _core.JobKey(text)
     yield Finding(topic="job key", detail=f"{options.key_file}: {key.key_id}, {key.suite}")
+
+
+def _ports(options: Options) -> Finding:
+    ports = parse_ports(options.ports)
+    each = options.sockets_per_interface * options.engines
+    ranks = (ports.last - ports.first + 1) // each
+    detail = f"{ports.first} to {ports.last}, enough for {ranks} ranks on this host, which "
+    detail += f"take {each} each on each interface"
+    verdict = "ok" if ranks > 0 else "FAIL"
+    return Finding(topic="ports", detail=detail, verdict=verdict)
 
 
 def _engines(engines: int) -> Finding:

@@ -38,6 +38,20 @@ _FLAGS: Final = {"1": True, "true": True, "on": True, "0": False, "false": False
 T = TypeVar("T")
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("it must be a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("it must be a number") from None
+
+
 def _flag(text: str) -> bool:
     try:
         return _FLAGS[text.strip().lower()]
@@ -103,7 +117,7 @@ class Options:
     loopback and those of containers and virtual machines.
     """
 
-    sockets_per_interface: int = _setting("SECUREFABRIC_SOCKETS_PER_INTERFACE", 3, int)
+    sockets_per_interface: int = _setting("SECUREFABRIC_SOCKETS_PER_INTERFACE", 3, _whole)
     """UDP sockets on each interface; each is one end of several paths."""
 
     ports: str = _setting("SECUREFABRIC_PORTS", "", str)
@@ -115,26 +129,26 @@ class Options:
     commas: "ip", the ports being the same, or "ip:port", where the first of ``ports`` is reached,
     the others following. Empty: at the sockets' own addresses."""
 
-    engines: int = _setting("SECUREFABRIC_ENGINES", 1, int)
+    engines: int = _setting("SECUREFABRIC_ENGINES", 1, _whole)
     """Cores that may seal and open for this rank, the same number on all ranks: each has keys and
     sockets of its own, and takes a part of every large collective."""
 
-    paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, int)
+    paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, _whole)
     """Paths over which the packets to one peer are spread."""
 
-    join_timeout_s: float = _setting("SECUREFABRIC_JOIN_TIMEOUT_S", 60.0, float)
+    join_timeout_s: float = _setting("SECUREFABRIC_JOIN_TIMEOUT_S", 60.0, _number)
     """How long a rank may take to appear in the store and to prove that it holds its keys."""
 
-    death_timeout_s: float = _setting("SECUREFABRIC_DEATH_TIMEOUT_S", 10.0, float)
+    death_timeout_s: float = _setting("SECUREFABRIC_DEATH_TIMEOUT_S", 10.0, _number)
     """Silence after which a peer is lost, and every operation that involves it fails."""
 
-    heartbeat_s: float = _setting("SECUREFABRIC_HEARTBEAT_S", 1.0, float)
+    heartbeat_s: float = _setting("SECUREFABRIC_HEARTBEAT_S", 1.0, _number)
     """Pause between heartbeats on an idle link."""
 
-    epoch_age_s: float = _setting("SECUREFABRIC_EPOCH_AGE_S", 3600.0, float)
+    epoch_age_s: float = _setting("SECUREFABRIC_EPOCH_AGE_S", 3600.0, _number)
     """Age at which a link gets fresh keys, by a key exchange within it and without a pause."""
 
-    epoch_bytes: int = _setting("SECUREFABRIC_EPOCH_BYTES", 1 << 40, int)
+    epoch_bytes: int = _setting("SECUREFABRIC_EPOCH_BYTES", 1 << 40, _whole)
     """Bytes, both ways together, after which it does so earlier."""
 
     gso: bool = _setting("SECUREFABRIC_GSO", True, _flag)
@@ -154,7 +168,9 @@ class Options:
     """What ``python -m securefabric.tune`` has measured, the same rows on every host; empty: the
     defaults."""
 
-    test_generation_bits: int = _setting("SECUREFABRIC_TEST_GENERATION_BITS", GENERATION_BITS, int)
+    test_generation_bits: int = _setting(
+        "SECUREFABRIC_TEST_GENERATION_BITS", GENERATION_BITS, _whole
+    )
     """For tests: 2**bits packets per key on a path, small to make keys change often."""
 
     def __post_init__(self) -> None:
@@ -210,8 +226,9 @@ class Options:
         return "default"
 
 
-def warn_of_unknown_settings() -> None:
-    """Warn of names in the environment that look like settings of ours and are none."""
+def unknown_settings() -> list[str]:
+    """Say which names in the environment look like settings of ours and are none."""
+    found = []
     twins = {str(field.metadata["twin"]) for field in dataclasses.fields(Options)}
     known = {name.removeprefix(_PREFIX) for name in twins | _SETTINGS_ELSEWHERE}
     for name in sorted(os.environ):
@@ -219,7 +236,14 @@ def warn_of_unknown_settings() -> None:
         if name != rest and rest not in known:
             near = difflib.get_close_matches(rest, known, n=1)
             hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ""
-            warnings.warn(f"{name} is no setting of securefabric{hint}", stacklevel=2)
+            found.append(f"{name} is no setting of securefabric{hint}")
+    return found
+
+
+def warn_of_unknown_settings() -> None:
+    """Warn of them."""
+    for text in unknown_settings():
+        warnings.warn(text, stacklevel=2)
 
 
 def options_from(pg_options: object) -> Options | None:

@@ -57,7 +57,8 @@ def test_examine__another_torch_is_fatal_and_the_rest_is_still_examined(
 
 def test_examine__an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECUREFABRIC_PATHS_PER_PEER", "many")
-    assert "SECUREFABRIC_PATHS_PER_PEER" in by_topic(examine())["settings"].detail
+    found = by_topic(examine())["settings"].detail
+    assert "SECUREFABRIC_PATHS_PER_PEER='many' is not usable: it must be a whole number" in found
 
 
 def test_suites__each_one_has_its_provider_and_speed_or_a_reason() -> None:
@@ -88,6 +89,21 @@ def test_settings__say_how_many_engines(monkeypatch: pytest.MonkeyPatch) -> None
         found = by_topic(list(doctor._settings()))["engines"]
         assert found.verdict == verdict
         assert f"{engines} for each rank, 2 cores" in found.detail
+
+
+def test_settings__a_range_of_ports_that_holds_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECUREFABRIC_ENGINES", "2")
+    for ports, ranks, verdict in (("40000-40004", 0, "FAIL"), ("40000-40011", 2, "ok")):
+        monkeypatch.setenv("SECUREFABRIC_PORTS", ports)
+        found = by_topic(list(doctor._settings()))["ports"]
+        assert found.verdict == verdict
+        assert f"enough for {ranks} ranks on this host, which take 6 each" in found.detail
+
+
+def test_settings__names_that_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECUREFABRIC_ENGINE", "2")
+    notes = [one.detail for one in doctor._settings() if one.verdict == "note"]
+    assert any("did you mean SECUREFABRIC_ENGINES?" in note for note in notes)
 
 
 def test_offloads__a_kernel_without_them_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
