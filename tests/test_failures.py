@@ -368,7 +368,7 @@ def test_wait__with_a_timeout_of_its_own(key_file: str) -> None:
     for outcome in outcomes:
         assert outcome.error is None, outcomes
     message, waited = outcomes[0].value
-    assert " Timed out " in message
+    assert " of process group '0' on rank 0 Timed out after 1000 ms" in message
     assert waited >= 1.0
 
 

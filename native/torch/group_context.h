@@ -24,6 +24,11 @@ struct GroupContext {
 
   // What it is in any engine: its members and name. `broken` is guarded by the first one.
   const collective::Group& group() const { return *groups.front(); }
+  // "process group 'name' on rank 3", which is the rank in the world.
+  std::string describe() const {
+    return "process group '" + group().name + "' on rank " +
+           std::to_string(group().ranks[group().rank].value);
+  }
 };
 
 }  // namespace securefabric::torch_room

@@ -231,9 +231,8 @@ bool SparseAllReduce::wait(std::chrono::milliseconds timeout) {
   if (is_late) {
     context_->fabric->abort_group(
         context_->groups,
-        Error{ErrorCode::kTimeout, "wait() of a sparse all_reduce of process group '" +
-                                       context_->group().name + "' Timed out after " +
-                                       std::to_string(timeout.count()) +
+        Error{ErrorCode::kTimeout, "wait() of a sparse all_reduce of " + context_->describe() +
+                                       " Timed out after " + std::to_string(timeout.count()) +
                                        " ms; the group cannot be used any more"});
   }
   await_end();

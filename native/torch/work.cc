@@ -282,9 +282,9 @@ bool Work::is_done_by(const std::shared_ptr<collective::Operation>& operation, I
 bool Work::wait(std::chrono::milliseconds timeout) {
   if (crypto::forked_child()) throw_error(forked_error());
   if (!is_completed_by(timeout == kNoTimeout ? Instant::never() : deadline_after(timeout))) {
-    give_up(Error{ErrorCode::kTimeout, "wait() of " + describe_unfinished() +
-                                           " of process group '" + call_.context->group().name +
-                                           "' Timed out after " + std::to_string(timeout.count()) +
+    give_up(Error{ErrorCode::kTimeout, "wait() of " + describe_unfinished() + " of " +
+                                           call_.context->describe() + " Timed out after " +
+                                           std::to_string(timeout.count()) +
                                            " ms; the group cannot be used any more"});
   }
   await_end();
@@ -321,8 +321,8 @@ std::string Work::describe_unfinished() const {
 }
 
 void Work::abort() {
-  give_up(Error{ErrorCode::kAborted, "abort() was called on a work of process group '" +
-                                         call_.context->group().name + "'"});
+  give_up(
+      Error{ErrorCode::kAborted, "abort() was called on a work of " + call_.context->describe()});
 }
 
 void Work::give_up(const Error& error) {
