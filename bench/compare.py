@@ -22,7 +22,7 @@ from _measure import Row, Turns, describe_machine, ratios, say, take_turns, writ
 from _operations import DTYPES, OPERATIONS, REDUCE_OPS, format_size, parse_size
 from _tables import print_comparison, print_heading, print_means
 
-SIZES = "8,1K,4K,64K,256K,1M,16M,64M"
+SIZES = "8,1K,4K,64K,256K,1M,16M,64M,256M"
 
 
 def measure(arguments: argparse.Namespace) -> int:
