@@ -16,11 +16,11 @@ namespace {
 
 class NullKey : public crypto::AeadKey {
  public:
-  void seal(base::Bytes, base::Bytes, std::span<const base::Bytes> parts,
-            base::MutableBytes out) override {
+  void seal(base::Bytes, base::Bytes, std::span<const base::Bytes> parts, base::MutableBytes out,
+            size_t following) override {
     size_t at = 0;
-    for (const base::Bytes part : parts) {
-      if (!part.empty()) std::memcpy(out.data() + at, part.data(), part.size());
+    for (const base::Bytes& part : parts) {
+      copy(out.data() + at, part, &part == &parts.back() ? following : 0);
       at += part.size();
     }
     std::memset(out.data() + at, 0, crypto::kAuthTagBytes);
@@ -31,6 +31,21 @@ class NullKey : public crypto::AeadKey {
     if (std::any_of(tag.begin(), tag.end(), [](uint8_t byte) { return byte != 0; })) return false;
     if (out.data() != sealed.data()) std::memmove(out.data(), sealed.data(), out.size());
     return true;
+  }
+
+ private:
+  // Fetches ahead as the ciphers do, so that they are compared with what a copy costs at its best.
+  static void copy(uint8_t* to, base::Bytes part, size_t following) {
+    constexpr size_t kBlockBytes = 512;
+    constexpr size_t kLineBytes = 64;
+    constexpr size_t kFetchDistance = 4096;
+    for (size_t at = 0; at < part.size(); at += kBlockBytes) {
+      for (size_t line = 0; line < kBlockBytes; line += kLineBytes) {
+        const size_t ahead = at + line + kFetchDistance;
+        if (ahead < part.size() + following) __builtin_prefetch(part.data() + ahead);
+      }
+      std::memcpy(to + at, part.data() + at, std::min(kBlockBytes, part.size() - at));
+    }
   }
 };
 

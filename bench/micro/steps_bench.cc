@@ -43,6 +43,8 @@ class Walk {
     at_ = (at_ + 1) % kTensorPackets;
     return base::MutableBytes(tensor_).subspan(at_ * kPayloadBytes, kPayloadBytes);
   }
+  // Bytes behind what `next` gave.
+  size_t following() const { return (kTensorPackets - 1 - at_) * kPayloadBytes; }
 
  private:
   std::vector<uint8_t> tensor_;
@@ -60,10 +62,10 @@ struct Burst {
     return base::MutableBytes(bytes).subspan(index % kPacketsPerBurst * kDatagramBytes,
                                              kDatagramBytes);
   }
-  void seal(size_t index, base::Bytes payload) {
+  void seal(size_t index, base::Bytes payload, size_t following = 0) {
     const base::MutableBytes datagram = packet(index);
     key->seal(nonce, datagram.first(kHeaderBytes), std::array<base::Bytes, 1>{payload},
-              datagram.subspan(kHeaderBytes));
+              datagram.subspan(kHeaderBytes), following);
   }
   bool open(size_t index, base::MutableBytes plaintext) {
     const base::MutableBytes datagram = packet(index);
@@ -81,7 +83,10 @@ void register_provider(const crypto::AeadProvider& provider) {
     Burst burst(provider);
     Walk walk;
     size_t index = 0;
-    for (auto _ : state) burst.seal(index++, walk.next());
+    for (auto _ : state) {
+      const base::Bytes payload = walk.next();
+      burst.seal(index++, payload, walk.following());
+    }
     report(state, kPayloadBytes);
   });
   benchmark::RegisterBenchmark(("step/open/" + suite).c_str(), [&](benchmark::State& state) {

@@ -53,9 +53,10 @@ class AeadKey {
 
   // Seals the concatenation of `parts` into `out`: ciphertext, then the tag. Parts are gathered
   // straight into the ciphertext, so the seal is the copy. out.size() == sum of parts + 16; no part
-  // overlaps it.
+  // overlaps it. `following` bytes right behind the last part are likely to be sealed next: they
+  // may be fetched into the cache meanwhile, and are not read.
   virtual void seal(base::Bytes nonce, base::Bytes aad, std::span<const base::Bytes> parts,
-                    base::MutableBytes out) = 0;
+                    base::MutableBytes out, size_t following = 0) = 0;
 
   // Opens what seal made. out.size() == sealed.size() - 16. False: the tag did not verify, and
   // `out` was wiped.

@@ -24,19 +24,20 @@ constexpr uint64_t kGcmBytesMax = (uint64_t{1} << 36) - 32;  // the block counte
 template <size_t kGroup>
 class Gatherer {
  public:
-  // seal(in, groups) is called for each run, in order.
+  // seal(in, groups, fetch_end) is called for each run, in order.
   template <typename Seal>
-  void add(Bytes part, Seal&& seal) {
+  void add(Bytes part, size_t following, Seal&& seal) {
+    const uint8_t* const fetch_end = part.data() + part.size() + following;
     if (held_ > 0) {
       const size_t taken = std::min(part.size(), kGroup - held_);
       copy(part.first(taken));
       part = part.subspan(taken);
       if (held_ < kGroup) return;
-      seal(buffer_.data(), size_t{1});
+      seal(buffer_.data(), size_t{1}, buffer_.data() + kGroup);
       held_ = 0;
     }
     const size_t groups = part.size() / kGroup;
-    if (groups > 0) seal(part.data(), groups);
+    if (groups > 0) seal(part.data(), groups, fetch_end);
     copy(part.subspan(groups * kGroup));
   }
 
@@ -76,14 +77,16 @@ class GcmKey final : public AeadKey {
     kernels_.gcm_expand(schedule(), key.data());
   }
 
-  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
+  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out,
+            size_t following) override {
     check_sealed_size(parts, out.size());
     Work work(*this, nonce, aad, out.size());
     uint8_t* to = out.data();
     Gatherer<kGcmGroupBytes> gatherer;
-    for (const Bytes part : parts) {
-      gatherer.add(part, [&](const uint8_t* in, size_t groups) {
-        kernels_.gcm_seal(schedule(), work, in, to, groups);
+    for (const Bytes& part : parts) {
+      const size_t behind = &part == &parts.back() ? following : 0;
+      gatherer.add(part, behind, [&](const uint8_t* in, size_t groups, const uint8_t* fetch_end) {
+        kernels_.gcm_seal(schedule(), work, in, to, groups, fetch_end);
         to += groups * kGcmGroupBytes;
       });
     }
@@ -135,14 +138,16 @@ class AegisKey final : public AeadKey {
     std::copy(key.begin(), key.end(), key_.bytes().begin());
   }
 
-  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
+  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out,
+            size_t following) override {
     check_sealed_size(parts, out.size());
     Work work(*this, nonce, aad);
     uint8_t* to = out.data();
     Gatherer<kAegisGroupBytes> gatherer;
-    for (const Bytes part : parts) {
-      gatherer.add(part, [&](const uint8_t* in, size_t groups) {
-        kernels_.aegis_seal(work, in, to, groups);
+    for (const Bytes& part : parts) {
+      const size_t behind = &part == &parts.back() ? following : 0;
+      gatherer.add(part, behind, [&](const uint8_t* in, size_t groups, const uint8_t* fetch_end) {
+        kernels_.aegis_seal(work, in, to, groups, fetch_end);
         to += groups * kAegisGroupBytes;
       });
     }

@@ -39,7 +39,8 @@ class OpensslKey final : public AeadKey {
     SF_CHECK(EVP_CipherInit_ex2(context_.get(), cipher, key.data(), nullptr, 1, nullptr) == 1);
   }
 
-  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
+  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out,
+            size_t /*following*/) override {
     start(nonce, aad, 1);
     size_t written = 0;
     for (const Bytes part : parts) {

@@ -179,7 +179,7 @@ struct Gcm {
 
   template <bool kSeals>
   static void run(const GcmSchedule& constant_schedule, GcmWork& work, const uint8_t* in,
-                  uint8_t* out, size_t groups) {
+                  uint8_t* out, size_t groups, const uint8_t* fetch_end) {
     const GcmSchedule* schedule = &constant_schedule;
     V counter = V::twice(load_block(work.counter));
     __m128i hash = load_block(work.hash);
@@ -195,12 +195,27 @@ struct Gcm {
       // Hides from the compiler that the schedule does not change: it would copy the keys to the
       // stack, where nobody wipes them, to save loads that cost nothing.
       asm("" : "+r"(schedule));
+      if (kSeals) {
+        SF_UNROLL
+        for (size_t at = 0; at < kGcmGroupBytes; at += kCacheLineBytes) {
+          fetch_ahead(in + at, fetch_end);
+        }
+      }
       group<true>(*schedule, counter, hash, in, out, kSeals ? out - kGcmGroupBytes : in);
       in += kGcmGroupBytes;
       out += kGcmGroupBytes;
     }
     counter.store_low(work.counter);
     store_block(work.hash, hash);
+  }
+
+  static void seal(const GcmSchedule& schedule, GcmWork& work, const uint8_t* in, uint8_t* out,
+                   size_t groups, const uint8_t* fetch_end) {
+    run<true>(schedule, work, in, out, groups, fetch_end);
+  }
+  static void open(const GcmSchedule& schedule, GcmWork& work, const uint8_t* in, uint8_t* out,
+                   size_t groups) {
+    run<false>(schedule, work, in, out, groups, nullptr);
   }
 
   template <bool kSeals>

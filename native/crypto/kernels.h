@@ -54,6 +54,10 @@ struct AegisWork {
 // `in` and `out` hold `groups` whole groups and are the same or do not overlap. A tail is shorter
 // than a group; its buffer has the size of a group, zeros behind the tail, and is overwritten by
 // the result. Tags have 16 bytes. Opening computes the tag that the packet should have.
+//
+// What is sealed lies in the user's memory, seldom in the cache, and the prefetchers of CPUs stop
+// at each page. Sealing therefore fetches what is some way ahead of `in`, up to `fetch_end`, which
+// is not below the end of the groups: what lies between will be sealed soon.
 struct PacketKernels {
   const char* name;  // for people: "aes-ni"
 
@@ -62,7 +66,7 @@ struct PacketKernels {
                     const uint8_t* aad, size_t aad_bytes);
   // Successive calls write without gaps: the hash reads the group before `out` again.
   void (*gcm_seal)(const GcmSchedule& schedule, GcmWork& work, const uint8_t* in, uint8_t* out,
-                   size_t groups);
+                   size_t groups, const uint8_t* fetch_end);
   void (*gcm_open)(const GcmSchedule& schedule, GcmWork& work, const uint8_t* in, uint8_t* out,
                    size_t groups);
   // `out` is where the tail will be stored by the caller: the group before it may be behind.
@@ -73,7 +77,8 @@ struct PacketKernels {
 
   void (*aegis_start)(AegisWork& work, const uint8_t* key, const uint8_t* nonce, const uint8_t* aad,
                       size_t aad_bytes);
-  void (*aegis_seal)(AegisWork& work, const uint8_t* in, uint8_t* out, size_t groups);
+  void (*aegis_seal)(AegisWork& work, const uint8_t* in, uint8_t* out, size_t groups,
+                     const uint8_t* fetch_end);
   void (*aegis_open)(AegisWork& work, const uint8_t* in, uint8_t* out, size_t groups);
   void (*aegis_seal_finish)(AegisWork& work, uint8_t* tail, size_t tail_bytes, uint8_t* tag);
   void (*aegis_open_finish)(AegisWork& work, uint8_t* tail, size_t tail_bytes, uint8_t* tag);

@@ -73,7 +73,7 @@ PathSealer::PathSealer(const AeadProvider& provider, SecretBuffer path_secret, b
   SF_CHECK(seal_limit <= kPacketNumberEnd);
 }
 
-bool PathSealer::seal(Bytes aad, std::span<const Bytes> parts, MutableBytes out) {
+bool PathSealer::seal(Bytes aad, std::span<const Bytes> parts, MutableBytes out, size_t following) {
   if (next_ >= seal_limit_) [[unlikely]]
     return false;
   // PROTOCOL.md §2: a packet number is burnt when taken.
@@ -81,7 +81,7 @@ bool PathSealer::seal(Bytes aad, std::span<const Bytes> parts, MutableBytes out)
   const uint64_t generation = number >> generation_bits_;
   if (key_.empty() || key_.generation != generation) [[unlikely]]
     key_ = make_generation_key(*provider_, path_secret_.view(), generation);
-  key_.aead->seal(Nonce(key_.iv.view(), path_, number).view(), aad, parts, out);
+  key_.aead->seal(Nonce(key_.iv.view(), path_, number).view(), aad, parts, out, following);
   return true;
 }
 

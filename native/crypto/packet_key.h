@@ -52,9 +52,9 @@ class PathSealer {
   // What the next seal will use: the caller writes it into the header, which is the aad.
   base::PacketNumber next_packet_number() const { return next_; }
   // Seals under next_packet_number(), which is burnt even if the packet is never sent. See
-  // AeadKey::seal for parts and out. False, and nothing sealed, at the seal limit or after wipe().
+  // AeadKey::seal for the rest. False, and nothing sealed, at the seal limit or after wipe().
   [[nodiscard]] bool seal(base::Bytes aad, std::span<const base::Bytes> parts,
-                          base::MutableBytes out);
+                          base::MutableBytes out, size_t following = 0);
   // Everything after this is sealed with keys of the next epoch; the old ones are wiped.
   void begin_epoch(SecretBuffer path_secret);
   // The link has ended: nothing is sealed any more.

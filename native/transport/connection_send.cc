@@ -148,7 +148,7 @@ bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder
   const base::PacketNumber number = path.sealer.next_packet_number();
   wire::encode_header({path.id, peer_spi_, number, epochs_.sending_bit()}, datagram);
   if (!path.sealer.seal(datagram.first(wire::kHeaderBytes), builder.parts(),
-                        datagram.subspan(wire::kHeaderBytes))) {
+                        datagram.subspan(wire::kHeaderBytes), builder.following())) {
     report_failure(base::ErrorCode::kLimit,
                    "cannot be sent to: the path's packet numbers are "
                    "used up; restart the job");

@@ -8,6 +8,7 @@ void PacketBuilder::begin(size_t capacity) {
   header_used_ = 0;
   part_count_ = 0;
   last_part_is_header_ = false;
+  following_ = 0;
   size_ = 0;
   capacity_ = capacity;
 }
@@ -21,6 +22,7 @@ void PacketBuilder::commit_header(size_t bytes) {
     parts_[part_count_++] = added;
     last_part_is_header_ = true;
   }
+  following_ = 0;
   header_used_ += bytes;
   size_ += bytes;
 }
@@ -41,6 +43,7 @@ bool PacketBuilder::add_data(const wire::DataFrame& frame) {
   if (is_copied) return true;
   parts_[part_count_++] = frame.bytes;
   last_part_is_header_ = false;
+  following_ = frame.message_length - frame.end();
   size_ += frame.bytes.size();
   return true;
 }
@@ -52,6 +55,7 @@ void PacketBuilder::pad_to(size_t size) {
   SF_CHECK(part_count_ < kPartsMax);
   parts_[part_count_++] = base::Bytes(kZeros).first(size - size_);
   last_part_is_header_ = false;
+  following_ = 0;
   size_ = size;
 }
 

@@ -39,6 +39,8 @@ class PacketBuilder {
   void pad_to(size_t size);
 
   std::span<const base::Bytes> parts() const { return std::span(parts_).first(part_count_); }
+  // Bytes of the same message right behind the last part: the next packet's, probably.
+  size_t following() const { return following_; }
 
  private:
   // A whole packet of small messages fits.
@@ -60,6 +62,7 @@ class PacketBuilder {
   std::array<base::Bytes, kPartsMax> parts_;   // alternating pieces of headers_ and fragments
   size_t part_count_ = 0;                      // of parts_
   bool last_part_is_header_ = false;           // the last part may be extended in place
+  size_t following_ = 0;                       // see following()
   size_t size_ = 0;                            // bytes of plaintext so far
   size_t capacity_ = 0;                        // bytes of plaintext at most
 };

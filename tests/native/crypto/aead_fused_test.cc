@@ -128,6 +128,24 @@ TEST_P(FusedTest, seal_and_open__agree_with_the_reference_on_extreme_values) {
   }
 }
 
+// Whatever follows is only fetched: it need not be what is sealed next, nor be there at all.
+TEST_P(FusedTest, seal__does_not_read_what_follows) {
+  const ByteVector key_bytes = random_bytes(random_, 32);
+  const ByteVector nonce = random_bytes(random_, suite_facts(GetParam()).nonce_bytes);
+  for (const size_t size : {0u, 1u, 31u, 32u, 128u, 4'095u, 4'096u, 4'097u, 9'000u, 33'000u}) {
+    const ByteVector data = random_bytes(random_, size);
+    const ByteVector expected = reference_seal(GetParam(), key_bytes, nonce, {}, data);
+    for (const size_t following : {0u, 1u, 4'096u, 1u << 30}) {
+      for (const AeadProvider* provider : providers_) {
+        const auto key = provider->make_key(key_bytes);
+        ByteVector sealed(expected.size(), 0xEE);
+        key->seal(nonce, {}, cut(random_, data), sealed, size == 0 ? 0 : following);
+        ASSERT_EQ(sealed, expected) << provider->name() << ", " << size << ", " << following;
+      }
+    }
+  }
+}
+
 TEST_P(FusedTest, open__works_in_place) {
   const ByteVector key_bytes = random_bytes(random_, 32);
   const ByteVector nonce = random_bytes(random_, suite_facts(GetParam()).nonce_bytes);

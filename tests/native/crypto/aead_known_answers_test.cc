@@ -30,8 +30,9 @@ class FaultyKey final : public AeadKey {
   FaultyKey(std::unique_ptr<AeadKey> sound, Fault fault)
       : sound_(std::move(sound)), fault_(fault) {}
 
-  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out) override {
-    sound_->seal(nonce, aad, parts, out);
+  void seal(Bytes nonce, Bytes aad, std::span<const Bytes> parts, MutableBytes out,
+            size_t following) override {
+    sound_->seal(nonce, aad, parts, out, following);
     if (fault_ == Fault::kWrongCiphertext) out[0] ^= 1;
     if (fault_ == Fault::kWrongWhenLong && out.size() > 1000) out.back() ^= 1;
   }

@@ -80,7 +80,7 @@ class BrokenProvider final : public AeadProvider {
 
  private:
   struct Key final : AeadKey {
-    void seal(Bytes, Bytes, std::span<const Bytes>, base::MutableBytes) override {}
+    void seal(Bytes, Bytes, std::span<const Bytes>, base::MutableBytes, size_t) override {}
     bool open(Bytes, Bytes, Bytes, base::MutableBytes) override { return true; }
   };
 };

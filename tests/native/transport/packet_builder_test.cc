@@ -70,6 +70,29 @@ TEST(PacketBuilder, add_data__large_fragments_stay_where_they_are) {
   EXPECT_EQ(decoded(gathered(builder)).size(), 2u);
 }
 
+TEST(PacketBuilder, following__is_the_rest_of_the_message_behind_the_last_part) {
+  const ByteVector bytes(10'000, 7);
+  wire::DataFrame frame = fragment(base::Bytes(bytes).subspan(1'000, 4'000));
+  frame.message_length = bytes.size();
+  frame.offset = 1'000;
+  frame.signature.reset();
+  PacketBuilder builder;
+  builder.begin(8'900);
+  EXPECT_EQ(builder.following(), 0u);
+  ASSERT_TRUE(builder.add_data(frame));
+  EXPECT_EQ(builder.following(), 5'000u);
+  ASSERT_TRUE(builder.add(wire::PingFrame{}));
+  EXPECT_EQ(builder.following(), 0u);  // the last part is a header
+  ASSERT_TRUE(builder.add_data(frame));
+  builder.pad();
+  EXPECT_EQ(builder.following(), 0u);  // the last part is padding
+  builder.begin(8'900);
+  EXPECT_EQ(builder.following(), 0u);
+  frame.bytes = frame.bytes.first(100);
+  ASSERT_TRUE(builder.add_data(frame));
+  EXPECT_EQ(builder.following(), 0u);  // copied behind its header
+}
+
 TEST(PacketBuilder, add_data__does_not_fit) {
   const ByteVector bytes(100);
   PacketBuilder builder;
