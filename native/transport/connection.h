@@ -137,9 +137,12 @@ class Connection {
 
   // What the frames of one packet asked for, gathered before acting on the path.
   struct PacketContent {
+    // In this order, no two go on to AckTracker::Arrival side by side: copied by one read of two
+    // bytes that were just written one by one, they would wait until the packet's bytes, written to
+    // a tensor before, have reached the cache.
     bool is_ack_eliciting = false;
-    bool wants_ack_now = false;
     bool is_malformed = false;
+    bool wants_ack_now = false;
   };
 
   // connection.cc: set-up, liveness
