@@ -59,11 +59,14 @@ Result<std::vector<LocalAddress>> choose_addresses(const FabricConfig& config) {
   return chosen;
 }
 
-// The largest datagram that fits the interface without fragments; whole cipher blocks.
+// The largest datagram that fits the interface without fragments; whole cipher blocks. Between
+// jumbo frames and the largest, bursts would not be filled better.
 size_t datagram_bytes_for(const LocalAddress& local) {
   const size_t overhead = local.address.is_ipv6() ? kIpv6Overhead : kIpv4Overhead;
   if (local.mtu < transport::kDatagramBytesMin + overhead) return transport::kDatagramBytesMin;
-  const size_t payload = std::min(local.mtu - overhead, transport::kDatagramBytesMax);
+  const size_t fits = local.mtu - overhead;
+  if (fits >= transport::kDatagramBytesMax) return transport::kDatagramBytesMax;
+  const size_t payload = std::min(fits, transport::kDatagramBytesJumbo);
   return payload - payload % transport::kFragmentAlignment;
 }
 

@@ -37,7 +37,7 @@ struct ClusterOptions {
   size_t paths_per_peer = 4;            // of these routes, how many a rank uses to each peer
   unsigned generation_bits = 22;        // log2 of the packets sealed under one key
   transport::EpochLimits epoch_limits;  // when a link's keys are replaced
-  size_t datagram_bytes_max = transport::kDatagramBytesMax;
+  size_t datagram_bytes_max = transport::kDatagramBytesJumbo;
   size_t burst_segments_max = transport::kBurstSegmentsMax;
   LinkOptions link;                                        // of every wire at the start
   NetworkOptions network;                                  // which wires and ports there are

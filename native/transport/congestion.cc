@@ -26,6 +26,10 @@ void smooth(uint32_t& share, bool is_set, unsigned gain) {
 CongestionWindow::CongestionWindow(bool heeds_delay)
     : heeds_delay_(heeds_delay), window_(kWindowInitial), slow_start_threshold_(kWindowMax) {}
 
+void CongestionWindow::on_packet_bytes(uint64_t bytes) {
+  if (slow_start_threshold_ == kWindowMax) window_ = std::max(window_, kPacedPackets * bytes);
+}
+
 void CongestionWindow::on_sent(uint64_t bytes, Instant now) {
   in_flight_ += bytes;
   if (in_flight_ + std::max(window_ / 4, bytes) >= window_) limited_at_ = now;

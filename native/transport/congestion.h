@@ -19,6 +19,9 @@ class CongestionWindow {
   // `heeds_delay` is false in comparisons only: then any loss counts and nothing else does.
   explicit CongestionWindow(bool heeds_delay = true);
 
+  // The path carries packets of so many bytes. A window that has not met congestion has room for
+  // kPacedPackets of them.
+  void on_packet_bytes(uint64_t bytes);
   void on_sent(uint64_t bytes, base::Instant now);
   // What one ack says of the path, before its packets are counted: the delay of the newest packet
   // it acknowledges, which left at `sent_at`.

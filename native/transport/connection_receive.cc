@@ -31,9 +31,12 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   }
   const base::Bytes aad = datagram.first(wire::kHeaderBytes);
   const base::Bytes sealed = datagram.subspan(wire::kHeaderBytes);
-  plaintext_.resize(sealed.size() - crypto::kAuthTagBytes);
+  const size_t plain_bytes = sealed.size() - crypto::kAuthTagBytes;
+  // Never shrunk: to grow it again would cost as much as a copy.
+  if (plaintext_.size() < plain_bytes) plaintext_.resize(plain_bytes);
+  const base::MutableBytes plaintext = base::MutableBytes(plaintext_).first(plain_bytes);
   const OpenStatus status =
-      path->opener.open(header.epoch_bit, header.packet_number, aad, sealed, plaintext_);
+      path->opener.open(header.epoch_bit, header.packet_number, aad, sealed, plaintext);
   if (status != OpenStatus::kOk) return count_drop(status);
   epochs_.on_traffic(datagram.size());
   apply(epochs_.on_opened(header.epoch_bit, now));
@@ -43,7 +46,7 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   if (is_marked_ce) ++shared_.traffic.ce_received;
   last_heard_at_ = now;
   waited_ = waited;
-  const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext_);
+  const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext);
   if (content.is_malformed) {
     ++shared_.drops.malformed;
     report_failure(ErrorCode::kPeerLost,
@@ -198,7 +201,10 @@ void Connection::settle(SendingPath& path, const SentPackets::Settled& settled, 
     }
   };
   const auto on_arrived = [&](const SentPacket& packet) {
-    if (packet.mtu_probe_bytes > 0) path.mtu.on_probe_acked(packet.mtu_probe_bytes, now);
+    if (packet.mtu_probe_bytes > 0) {
+      path.mtu.on_probe_acked(packet.mtu_probe_bytes, now);
+      path.congestion.on_packet_bytes(path.mtu.mtu());
+    }
     path.mtu.on_acked(packet.bytes);
     on_delivered(packet);
   };

@@ -70,8 +70,12 @@ void Connection::suspect(SendingPath& path, Instant now) {
 // packet may always go.
 bool Connection::has_peer_room() const {
   uint64_t in_flight = 0;
-  for (const auto& path : sending_) in_flight += path->congestion.in_flight();
-  return in_flight == 0 || in_flight + kDatagramBytesMax <= peer_window_;
+  uint64_t packet = kDatagramBytesJumbo;
+  for (const auto& path : sending_) {
+    in_flight += path->congestion.in_flight();
+    packet = std::max<uint64_t>(packet, path->mtu.mtu());
+  }
+  return in_flight == 0 || in_flight + packet <= peer_window_;
 }
 
 Connection::Turn Connection::pick_turn(Instant now) {

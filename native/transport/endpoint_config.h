@@ -16,20 +16,20 @@
 namespace securefabric::transport {
 
 struct EndpointConfig {
-  base::Rank rank;                                // of this process in the world
-  uint32_t world_size = 1;                        // ranks in the job
-  uint32_t engine = 0;                            // which of the rank's engines this one is for
-  const crypto::AeadProvider* aead = nullptr;     // of the job's suite; outlives the endpoint
-  unsigned generation_bits = 22;                  // log2 of the packets sealed under one key
-  crypto::SecretBuffer private_key;               // X25519, 32 bytes, made for this incarnation
-  crypto::SecretBuffer job_secret;                // from the job key; empty without one
-  LinkEpochs::DrawPrivateKey draw_private_key;    // of later epochs: 32 bytes of fresh entropy
-  EpochLimits epoch_limits;                       // when a link's keys are replaced
-  base::Spi spi_base;                             // random; the SPI for peer r is spi_base + r
-  std::vector<base::AddressFamily> sockets;       // of the local sockets, numbered from 0
-  size_t paths_per_peer = 8;                      // sending paths to each peer, at most
-  size_t datagram_bytes_max = kDatagramBytesMax;  // the smallest of the local interfaces' limits
-  size_t burst_segments_max = kBurstSegmentsMax;  // 1 where segmentation offload is switched off
+  base::Rank rank;                                  // of this process in the world
+  uint32_t world_size = 1;                          // ranks in the job
+  uint32_t engine = 0;                              // which of the rank's engines this one is for
+  const crypto::AeadProvider* aead = nullptr;       // of the job's suite; outlives the endpoint
+  unsigned generation_bits = 22;                    // log2 of the packets sealed under one key
+  crypto::SecretBuffer private_key;                 // X25519, 32 bytes, made for this incarnation
+  crypto::SecretBuffer job_secret;                  // from the job key; empty without one
+  LinkEpochs::DrawPrivateKey draw_private_key;      // of later epochs: 32 bytes of fresh entropy
+  EpochLimits epoch_limits;                         // when a link's keys are replaced
+  base::Spi spi_base;                               // random; the SPI for peer r is spi_base + r
+  std::vector<base::AddressFamily> sockets;         // of the local sockets, numbered from 0
+  size_t paths_per_peer = 8;                        // sending paths to each peer, at most
+  size_t datagram_bytes_max = kDatagramBytesJumbo;  // the smallest of the local interfaces' limits
+  size_t burst_segments_max = kBurstSegmentsMax;    // 1 where segmentation offload is switched off
   // What the peers may have in flight to this rank, together, so that no socket buffer overflows.
   uint64_t receive_budget_bytes = kReceiveBudgetDefault;
   uint64_t random_seed = 0;  // for challenges and jitter; from the OS on sockets

@@ -10,9 +10,13 @@
 namespace securefabric::transport {
 
 // --- Packets -------------------------------------------------------------------------------------
-// Largest datagram sealed. Seven of them fill one GSO send; larger linear buffers are slow to
-// receive (PROTOCOL.md §1), and 8960 - 80 bytes of overhead is a multiple of the cipher's block.
-inline constexpr size_t kDatagramBytesMax = 8960;
+// Largest datagram sealed. Two of them fill one GSO send; a single larger one would be a linear
+// buffer, which kernels are slow to receive (PROTOCOL.md §1). Loopback carries them, and half of
+// what a packet costs is saved. 80 bytes less, the overhead, is a multiple of the cipher's block.
+inline constexpr size_t kDatagramBytesMax = 32'496;
+// What Ethernet's jumbo frames carry; seven fill one GSO send. Windows and their steps are counted
+// in these.
+inline constexpr size_t kDatagramBytesJumbo = 8'960;
 // Smallest datagram every path must carry: IPv6's minimum MTU less its headers, as in QUIC.
 inline constexpr size_t kDatagramBytesMin = 1200;
 // Fragments are cut at multiples of this, so that no element (complex128 is 16 bytes) is split.
@@ -88,13 +92,14 @@ inline constexpr uint32_t kProbeEchoesNeeded = 2;
 inline constexpr size_t kInFlightPacketsMax = 4096;
 
 // --- Congestion ----------------------------------------------------------------------------------
-// A path's; the first kPathsOpenedFirst together have kPeerWindowInitial, about.
-inline constexpr uint64_t kWindowInitial = 4 * kDatagramBytesMax;
+// A path's; the first kPathsOpenedFirst together have kPeerWindowInitial, about. At least
+// kPacedPackets of the largest packets that the path is found to carry.
+inline constexpr uint64_t kWindowInitial = 4 * kDatagramBytesJumbo;
 // After timeouts, and what losses alone leave: a lost packet needs another one behind it to tell.
-inline constexpr uint64_t kWindowRestart = 2 * kDatagramBytesMax;
+inline constexpr uint64_t kWindowRestart = 2 * kDatagramBytesJumbo;
 // Where many share a queue, each has less than a packet in flight: pauses see to that. Much less,
 // and the way back up would take long.
-inline constexpr uint64_t kWindowMin = kDatagramBytesMax / 4;
+inline constexpr uint64_t kWindowMin = kDatagramBytesJumbo / 4;
 // Below so many packets, a window goes out with pauses instead of being rounded to whole packets.
 inline constexpr uint64_t kPacedPackets = 4;
 // An ack is asked for with each of so many parts of a window, once it is half full: the receiver,
@@ -102,13 +107,13 @@ inline constexpr uint64_t kPacedPackets = 4;
 inline constexpr uint64_t kAcksPerWindow = 4;
 inline constexpr uint64_t kWindowMax = 2 * 1024 * 1024;
 // Additive growth per round trip.
-inline constexpr uint64_t kWindowStep = kDatagramBytesMax;
+inline constexpr uint64_t kWindowStep = kDatagramBytesJumbo;
 // Queueing delay that a path aims at, if its round trip without a queue is not longer: the noise of
 // software at both ends is of this order.
 inline constexpr base::Duration kQueueingDelayTarget = base::Duration::micros(500);
 // Smaller windows aim at more, by the square root (Swift §3.4): they are of slow links, where a
 // packet takes long, or of many that share one, whose packets meet.
-inline constexpr uint64_t kWindowOfTarget = 16 * kDatagramBytesMax;
+inline constexpr uint64_t kWindowOfTarget = 16 * kDatagramBytesJumbo;
 // The least delay of a path is remembered for one to two of these.
 inline constexpr base::Duration kBaseDelayPeriod = base::Duration::seconds(10);
 // Losses up to this share of a path's packets (in 1/65536: 3 %) are not taken for congestion while
@@ -131,7 +136,7 @@ inline constexpr base::Duration kReviewInterval = base::Duration::millis(10);
 // What a peer may have in flight to us before we have told it: a few bursts.
 inline constexpr uint64_t kPeerWindowInitial = 256 * 1024;
 // What every peer may have in flight, however many there are: a packet's worth of progress.
-inline constexpr uint64_t kPeerWindowMin = 2 * kDatagramBytesMax;
+inline constexpr uint64_t kPeerWindowMin = 2 * kDatagramBytesJumbo;
 // What a peer may have in flight that is not expected to send anything large.
 inline constexpr uint64_t kPeerWindowIdle = 1024 * 1024;
 // A peer keeps its share this long after the last sign that it sends. Longer than a pause between

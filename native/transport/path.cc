@@ -19,7 +19,7 @@ void SendingPath::avoid(base::Instant now) {
 }
 
 bool SendingPath::is_paced() const {
-  return congestion.window() < kPacedPackets * mtu.mtu();
+  return congestion.window() < kPacedPackets * std::min(mtu.mtu(), kDatagramBytesJumbo);
 }
 
 base::Instant SendingPath::probe_deadline() const {
@@ -57,7 +57,8 @@ bool SendingPath::wants_ack_of_next(uint64_t bytes) const {
 }
 
 uint64_t SendingPath::least_room() const {
-  return std::clamp<uint64_t>(congestion.window() / 4, mtu.mtu(), kDatagramBytesMax);
+  const uint64_t most = std::max(mtu.mtu(), kDatagramBytesJumbo);
+  return std::clamp<uint64_t>(congestion.window() / 4, mtu.mtu(), most);
 }
 
 base::Instant SendingPath::room_at(base::Instant now) const {
@@ -66,7 +67,7 @@ base::Instant SendingPath::room_at(base::Instant now) const {
 }
 
 size_t SendingPath::burst_bytes_max() const {
-  return std::clamp<size_t>(congestion.window() / 4, kDatagramBytesMax, kBurstBytesMax);
+  return std::clamp<size_t>(congestion.window() / 4, kDatagramBytesJumbo, kBurstBytesMax);
 }
 
 void SendingPath::on_challenge_sent(Challenge challenge) {

@@ -38,7 +38,7 @@ struct Challenge {
 
 struct SendingPath {
   SendingPath(base::PathId path_id, base::SocketAddress address, crypto::PathSealer path_sealer,
-              size_t datagram_bytes_max = kDatagramBytesMax, bool heeds_delay = true)
+              size_t datagram_bytes_max = kDatagramBytesJumbo, bool heeds_delay = true)
       : id(path_id),
         to(address),
         sealer(std::move(path_sealer)),

@@ -22,7 +22,7 @@ bool can_carry(const SendingPath& path, Instant now) {
 // is.
 uint64_t cost(const SendingPath& path) {
   const auto delay_us = static_cast<uint64_t>(path.rtt.delay().micros()) + 1;
-  const uint64_t filled = path.congestion.in_flight() + kDatagramBytesMax;
+  const uint64_t filled = path.congestion.in_flight() + kDatagramBytesJumbo;
   return delay_us * filled * 16 / path.congestion.window();
 }
 
@@ -84,9 +84,9 @@ SendingPath* PathScheduler::pick(Paths paths, const SendQueue& sends, base::Rand
 // For one packet, when there is not a queue of others there.
 bool PathScheduler::may_keep(Duration fastest, const SendQueue& sends, Instant now) const {
   return last_ != nullptr && can_carry(*last_, now) && !last_->is_avoided(now) &&
-         last_->congestion.in_flight() <= kDatagramBytesMax &&
+         last_->congestion.in_flight() <= kDatagramBytesJumbo &&
          last_->rtt.delay() <= fastest + fastest / 4 + kSameDelay &&
-         sends.sendable_bytes(kDatagramBytesMax + 1) <= kDatagramBytesMax;
+         sends.sendable_bytes(kDatagramBytesJumbo + 1) <= kDatagramBytesJumbo;
 }
 
 SendingPath* PathScheduler::pick_blindly(Paths paths, Instant now) {

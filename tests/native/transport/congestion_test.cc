@@ -19,7 +19,7 @@ Instant at(int64_t micros) {
 void fill_and_ack(CongestionWindow& window, Instant sent_at) {
   std::vector<uint64_t> packets;
   while (window.room() > 0) {
-    packets.push_back(std::min<uint64_t>(window.room(), kDatagramBytesMax));
+    packets.push_back(std::min<uint64_t>(window.room(), kDatagramBytesJumbo));
     window.on_sent(packets.back(), sent_at);
   }
   for (const uint64_t bytes : packets) window.on_acked(bytes, sent_at);
@@ -34,6 +34,17 @@ TEST(CongestionWindow, room__counts_what_is_in_flight) {
   EXPECT_EQ(window.room(), 0u);
   window.on_discarded(1000);
   EXPECT_EQ(window.in_flight(), kWindowInitial);
+}
+
+TEST(CongestionWindow, on_packet_bytes__the_first_window_has_room_for_some) {
+  CongestionWindow window;
+  window.on_packet_bytes(kDatagramBytesMin);
+  EXPECT_EQ(window.window(), kWindowInitial);
+  window.on_packet_bytes(kDatagramBytesMax);
+  EXPECT_EQ(window.window(), kPacedPackets * kDatagramBytesMax);
+  window.on_persistent_loss();
+  window.on_packet_bytes(kDatagramBytesMax);
+  EXPECT_EQ(window.window(), kWindowRestart) << "it met congestion";
 }
 
 TEST(CongestionWindow, on_acked__slow_start_to_the_ceiling) {
@@ -60,7 +71,7 @@ TEST(CongestionWindow, on_acked__no_growth_while_the_sender_is_idle) {
 void round_trip(CongestionWindow& window, Duration delay, Instant sent_at) {
   std::vector<uint64_t> packets;
   while (window.room() > 0) {
-    packets.push_back(std::min<uint64_t>(window.room(), kDatagramBytesMax));
+    packets.push_back(std::min<uint64_t>(window.room(), kDatagramBytesJumbo));
     window.on_sent(packets.back(), sent_at);
   }
   window.on_delay(delay, sent_at, sent_at + delay);
@@ -136,14 +147,14 @@ TEST(CongestionWindow, assume_base__a_queue_is_not_taken_for_the_route) {
 TEST(CongestionWindow, on_acked__a_window_of_one_packet_and_a_half_grows) {
   CongestionWindow window;
   window.on_delay(Duration::micros(100), at(0), at(100));
-  for (int i = 1; window.window() > 2 * kDatagramBytesMax; ++i) {
+  for (int i = 1; window.window() > 2 * kDatagramBytesJumbo; ++i) {
     window.on_marked(16, 16, at(1000 * i), at(1000 * i));
   }
   const uint64_t before = window.window();
-  ASSERT_GT(before, kDatagramBytesMax);
+  ASSERT_GT(before, kDatagramBytesJumbo);
   for (int round = 0; round < 3; ++round) {
-    window.on_sent(kDatagramBytesMax, at(100'000 + round));
-    window.on_acked(kDatagramBytesMax, at(100'000 + round));
+    window.on_sent(kDatagramBytesJumbo, at(100'000 + round));
+    window.on_acked(kDatagramBytesJumbo, at(100'000 + round));
   }
   EXPECT_GT(window.window(), before);
 }
@@ -254,7 +265,7 @@ TEST(CongestionWindow, every_call__stays_inside_the_bounds) {
   uint64_t in_flight = 0;
   for (int i = 0; i < 20'000; ++i) {
     if (window.room() > 0 && random.chance(0.6)) {
-      packets.emplace_back(1 + random.below(kDatagramBytesMax), at(i));
+      packets.emplace_back(1 + random.below(kDatagramBytesJumbo), at(i));
       window.on_sent(packets.back().first, at(i));
       in_flight += packets.back().first;
     } else if (!packets.empty()) {

@@ -67,12 +67,13 @@ TEST(Connection, data_is_sprayed_over_all_paths_in_whole_bursts) {
   EXPECT_EQ(datagrams.size(), 4u);
   for (const auto& [path, count] : datagrams) EXPECT_GT(count, 40u) << path;
   size_t full = 0;
-  for (const auto& burst : pair.bursts) full += burst.bytes >= 7 * kDatagramBytesMax;
-  EXPECT_GE(full, kLarge / (7 * kDatagramBytesMax) - 4);
+  for (const auto& burst : pair.bursts) full += burst.bytes >= 7 * kDatagramBytesJumbo;
+  EXPECT_GE(full, kLarge / (7 * kDatagramBytesJumbo) - 4);
 }
 
 TEST(Connection, bursts_have_equal_segments_at_every_datagram_size) {
-  for (const size_t bytes : {size_t{1200}, size_t{1472}, size_t{4096}, kDatagramBytesMax}) {
+  for (const size_t bytes :
+       {size_t{1200}, size_t{1472}, size_t{4096}, kDatagramBytesJumbo, kDatagramBytesMax}) {
     for (const size_t segments : {size_t{1}, size_t{3}, kBurstSegmentsMax}) {
       SCOPED_TRACE(std::to_string(bytes) + " x " + std::to_string(segments));
       PairOptions options;
@@ -318,7 +319,7 @@ TEST(Connection, full_packets_do_not_vanish_on_a_path_that_carries_less) {
   pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
   pair.run_for(Duration::seconds(2));
   for (const PathReport& path : pair.paths(0, 1)) {
-    const size_t carries = path.id == narrow ? 3000 : kDatagramBytesMax;
+    const size_t carries = path.id == narrow ? 3000 : kDatagramBytesJumbo;
     EXPECT_LE(path.mtu_bytes, carries);
     EXPECT_GT(path.mtu_bytes + kMtuStep, carries);
   }
@@ -335,7 +336,7 @@ TEST(Connection, an_mtu_that_shrinks_while_data_flows_is_noticed) {
   options.sockets = 1;
   EndpointPair pair(options);
   ASSERT_TRUE(pair.join());
-  size_t mtu = kDatagramBytesMax;
+  size_t mtu = kDatagramBytesJumbo;
   pair.filter = [&](Datagram& datagram) { return datagram.bytes.size() <= mtu; };
   Transfers transfers(pair);
   for (uint64_t i = 0; i < 10; ++i) transfers.both(collective_key(i), kLarge);

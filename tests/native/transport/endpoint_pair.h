@@ -99,7 +99,7 @@ struct Datagram {
 struct PairOptions {
   size_t sockets = 2;                                     // per node
   size_t paths = 4;                                       // per peer
-  size_t datagram_bytes = kDatagramBytesMax;              // largest, of every node
+  size_t datagram_bytes = kDatagramBytesJumbo;            // largest, of every node
   size_t burst_segments = kBurstSegmentsMax;              // per Transmit
   unsigned generation_bits = 22;                          // see EndpointConfig
   base::Duration latency = base::Duration::micros(50);    // one way

@@ -137,7 +137,7 @@ TEST_F(PathSchedulerTest, pick__a_packet_alone_keeps_to_its_path) {
     ASSERT_EQ(scheduler_.pick(paths_, sends_, random_, at(0)), kept);
   }
   // Not where data is queued, not where congestion was met, not where it takes longer.
-  kept->congestion.on_sent(kDatagramBytesMax, at(0));
+  kept->congestion.on_sent(kDatagramBytesJumbo, at(0));
   SendingPath* const second = scheduler_.pick(paths_, sends_, random_, at(0));
   EXPECT_NE(second, kept);
   second->avoid(at(0));
@@ -204,12 +204,12 @@ TEST_F(PathSchedulerTest, room_at__of_the_first_pause_that_ends) {
   open({100, 200, 100});
   EXPECT_TRUE(scheduler_.room_at(paths_, at(0)).is_never());
   for (const auto& path : paths_) {
-    path->mtu.on_probe_acked(kDatagramBytesMax, at(0));
+    path->mtu.on_probe_acked(kDatagramBytesJumbo, at(0));
     path->congestion.on_persistent_loss();
   }
-  paths_[1]->on_sent(kDatagramBytesMax, at(0));
+  paths_[1]->on_sent(kDatagramBytesJumbo, at(0));
   EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(100)) << "half of a round trip";
-  paths_[0]->on_sent(kDatagramBytesMax, at(0));
+  paths_[0]->on_sent(kDatagramBytesJumbo, at(0));
   EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(50));
   paths_[0]->is_in_use = false;
   EXPECT_EQ(scheduler_.room_at(paths_, at(0)), at(100));

@@ -12,10 +12,10 @@ namespace {
 using base::Duration;
 using base::Instant;
 
-SendingPath make_path() {
+SendingPath make_path(size_t datagram_bytes_max = kDatagramBytesJumbo) {
   const base::PathId id = base::PathId::from_sockets(0, 1);
   crypto::PathSealer sealer(EndpointPair::aead(), EndpointPair::secret(1), id, 22);
-  return {id, EndpointPair::address(1, 1), std::move(sealer)};
+  return {id, EndpointPair::address(1, 1), std::move(sealer), datagram_bytes_max};
 }
 
 Instant at(int64_t millis) {
@@ -76,7 +76,20 @@ TEST(SendingPath, burst_bytes_max__several_make_a_window) {
   path.congestion.on_acked(4 * kBurstBytesMax, at(1));
   EXPECT_EQ(path.burst_bytes_max(), kBurstBytesMax);
   path.congestion.on_persistent_loss();
-  EXPECT_EQ(path.burst_bytes_max(), kDatagramBytesMax);
+  EXPECT_EQ(path.burst_bytes_max(), kDatagramBytesJumbo);
+}
+
+// Loopback's packets are nearly as large as the first window.
+TEST(SendingPath, has_room__for_several_of_the_largest_packets) {
+  SendingPath path = make_path(kDatagramBytesMax);
+  path.mtu.on_probe_acked(kDatagramBytesMax, at(0));
+  path.congestion.on_packet_bytes(path.mtu.mtu());
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_FALSE(path.is_paced());
+    EXPECT_TRUE(path.has_room(at(1))) << i;
+    path.on_sent(kDatagramBytesMax, at(1));
+  }
+  EXPECT_FALSE(path.has_room(at(1)));
 }
 
 TEST(SendingPath, has_room__an_empty_window_admits_one_packet) {
@@ -94,9 +107,9 @@ TEST(SendingPath, has_room__an_empty_window_admits_one_packet) {
 TEST(SendingPath, on_sent__small_windows_go_out_with_pauses) {
   for (const int64_t quarters : {1, 3, 4, 6, 11}) {
     SendingPath path = make_path();
-    path.mtu.on_probe_acked(kDatagramBytesMax, us(0));
+    path.mtu.on_probe_acked(kDatagramBytesJumbo, us(0));
     path.rtt.on_sample(Duration::micros(1000), Duration());
-    const auto window = static_cast<uint64_t>(quarters) * kDatagramBytesMax / 4;
+    const auto window = static_cast<uint64_t>(quarters) * kDatagramBytesJumbo / 4;
     path.congestion.on_delay(Duration::micros(100), us(0), us(0));
     int64_t now_us = 1;
     while (path.congestion.window() > window) {  // a long queue shrinks it
@@ -108,15 +121,16 @@ TEST(SendingPath, on_sent__small_windows_go_out_with_pauses) {
     int64_t sent = 0;
     for (const int64_t end_us = now_us + 1'000'000; now_us < end_us; now_us += 10) {
       while (!in_flight.empty() && in_flight.front() + Duration::micros(1000) <= us(now_us)) {
-        path.congestion.on_discarded(kDatagramBytesMax);  // arrived; the window is to stay
+        path.congestion.on_discarded(kDatagramBytesJumbo);  // arrived; the window is to stay
         in_flight.pop_front();
       }
       if (!path.has_room(us(now_us))) continue;
-      path.on_sent(kDatagramBytesMax, us(now_us));
+      path.on_sent(kDatagramBytesJumbo, us(now_us));
       in_flight.push_back(us(now_us));
       ++sent;
     }
-    const auto expected = static_cast<double>(held) * 1000 / static_cast<double>(kDatagramBytesMax);
+    const auto expected =
+        static_cast<double>(held) * 1000 / static_cast<double>(kDatagramBytesJumbo);
     EXPECT_NEAR(static_cast<double>(sent), expected, expected / 50) << held;
   }
 }
@@ -125,30 +139,30 @@ TEST(SendingPath, room_at__the_end_of_the_pause) {
   SendingPath path = make_path();
   EXPECT_TRUE(path.room_at(us(0)).is_never());
   path.rtt.on_sample(Duration::micros(1000), Duration());
-  path.mtu.on_probe_acked(kDatagramBytesMax, us(0));
+  path.mtu.on_probe_acked(kDatagramBytesJumbo, us(0));
   path.congestion.on_persistent_loss();
-  path.on_sent(kDatagramBytesMax, us(0));
+  path.on_sent(kDatagramBytesJumbo, us(0));
   EXPECT_FALSE(path.has_room(us(499)));
   EXPECT_EQ(path.room_at(us(0)), us(500)) << "two packets in a round trip";
   EXPECT_TRUE(path.has_room(us(500)));
   EXPECT_TRUE(path.room_at(us(500)).is_never());
-  path.on_sent(kDatagramBytesMax, us(500));
+  path.on_sent(kDatagramBytesJumbo, us(500));
   EXPECT_TRUE(path.room_at(us(501)).is_never()) << "an ack has to come first";
   EXPECT_FALSE(path.has_room(us(2000)));
 }
 
 TEST(SendingPath, wants_ack_of_next__of_a_window_that_is_half_full_or_more) {
   SendingPath path = make_path();
-  path.mtu.on_probe_acked(kDatagramBytesMax, us(0));
+  path.mtu.on_probe_acked(kDatagramBytesJumbo, us(0));
   EXPECT_FALSE(path.wants_ack_of_next(100)) << "small messages wait for something to ride on";
-  path.on_sent(kDatagramBytesMax, us(1));
-  EXPECT_FALSE(path.wants_ack_of_next(kDatagramBytesMax)) << "two of four packets are half";
-  path.on_sent(kDatagramBytesMax, us(2));
-  EXPECT_TRUE(path.wants_ack_of_next(kDatagramBytesMax)) << "three are more, and none has asked";
+  path.on_sent(kDatagramBytesJumbo, us(1));
+  EXPECT_FALSE(path.wants_ack_of_next(kDatagramBytesJumbo)) << "two of four packets are half";
+  path.on_sent(kDatagramBytesJumbo, us(2));
+  EXPECT_TRUE(path.wants_ack_of_next(kDatagramBytesJumbo)) << "three are more, and none has asked";
   EXPECT_FALSE(path.wants_ack_of_next(0)) << "that is half";
-  path.congestion.on_sent(path.congestion.room() - kDatagramBytesMax, us(3));
+  path.congestion.on_sent(path.congestion.room() - kDatagramBytesJumbo, us(3));
   path.bytes_unasked = 0;
-  EXPECT_TRUE(path.wants_ack_of_next(kDatagramBytesMax)) << "nothing fits behind it";
+  EXPECT_TRUE(path.wants_ack_of_next(kDatagramBytesJumbo)) << "nothing fits behind it";
 }
 
 TEST(SendingPath, on_echo__is_timed_from_its_own_challenge) {
