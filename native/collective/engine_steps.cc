@@ -59,6 +59,7 @@ void Engine::post_send(Operation& operation, uint32_t index) {
   request.key = key_of(operation, step);
   request.signature = operation.signature();
   request.bytes = operation.bytes_of(step.target);
+  request.is_passed_on = step.dependency_count > 0;
   if (request.bytes.size() > transport::kCopiedMessageBytesMax) {
     request.token = operation.states[index].token = next_token_++;
     tokens_[request.token] = StepRef{&operation, index};

@@ -24,6 +24,7 @@ void SendQueue::post(const SendRequest& request) {
   message.key = request.key;
   message.signature = request.signature;
   message.token = request.token;
+  message.is_passed_on = request.is_passed_on;
   const uint64_t length = request.bytes.size();
   if (length <= kCopiedMessageBytesMax) {
     message.copy = base::to_vector(request.bytes);
@@ -111,6 +112,7 @@ void SendQueue::clear() {
   early_grants_.clear();
   by_token_.clear();
   small_.clear();
+  passed_on_.clear();
   large_.clear();
 }
 
@@ -174,7 +176,7 @@ std::optional<Token> SendQueue::on_acked(const SentData& data) {
 
 uint64_t SendQueue::sendable_bytes(uint64_t enough) const {
   uint64_t total = 0;
-  for (const auto* queue : {&small_, &large_}) {
+  for (const auto* queue : {&small_, &passed_on_, &large_}) {
     for (const uint64_t id : *queue) {
       if (total >= enough) return total;
       const Message& message = messages_.at(id);
@@ -187,6 +189,7 @@ uint64_t SendQueue::sendable_bytes(uint64_t enough) const {
 
 std::optional<DataFrame> SendQueue::next(size_t room) {
   if (auto frame = next_from(small_, room)) return frame;
+  if (auto frame = next_from(passed_on_, room)) return frame;
   return next_from(large_, room);
 }
 

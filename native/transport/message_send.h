@@ -4,8 +4,9 @@
 //        └─► waits for a grant (announced if the ▲                 ▲   └─► on_lost ─┐
 //            receiver cannot know of it)  ───────┘                 └────────────────┘
 //
-// Small messages overtake large ones; inside each class the order is that of posting, and what was
-// lost goes first.
+// Small messages overtake large ones, and large ones that are passed on overtake those that were
+// there from the beginning: they are still in the cache, and somebody waits for them who cannot go
+// on otherwise. Inside each class the order is that of posting, and what was lost goes first.
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,7 @@ class SendQueue {
   // Returns the token of a large message that was delivered by this.
   std::optional<Token> on_acked(const SentData& data);
 
-  bool has_next() const { return !small_.empty() || !large_.empty(); }
+  bool has_next() const { return !small_.empty() || !passed_on_.empty() || !large_.empty(); }
   // The next fragment, of at most `bytes_max` bytes behind its header. Nothing when nothing is
   // sendable or the room is too small for a useful piece.
   std::optional<wire::DataFrame> next(size_t room);
@@ -62,7 +63,8 @@ class SendQueue {
     Token token = 0;                         // as posted; meaningless for small messages
     bool is_eager = false;                   // charged to the credit
     bool needs_announcement = false;         // a request to send is to go out
-    bool is_queued = false;                  // its id is in small_ or large_
+    bool is_passed_on = false;               // as posted
+    bool is_queued = false;                  // its id is in the queue_of it
     uint64_t granted = 0;                    // bytes from the start that may be sent
     uint64_t next_offset = 0;                // first byte that was never sent
     bool empty_sent = false;                 // an empty message went out
@@ -78,7 +80,8 @@ class SendQueue {
 
   void enqueue(uint64_t id, Message& message, bool in_front);
   std::deque<uint64_t>& queue_of(const Message& message) {
-    return message.is_small() ? small_ : large_;
+    if (message.is_small()) return small_;
+    return message.is_passed_on ? passed_on_ : large_;
   }
   std::optional<wire::DataFrame> next_from(std::deque<uint64_t>& queue, size_t room);
   std::optional<wire::DataFrame> fragment_of(uint64_t id, Message& message, size_t room);
@@ -90,6 +93,7 @@ class SendQueue {
   std::unordered_map<Token, uint64_t> by_token_;       // those that report delivery
   base::RangeSet grants_seen_;                         // ids of the grants that came
   std::deque<uint64_t> small_;                         // ids with something to send
+  std::deque<uint64_t> passed_on_;                     // likewise
   std::deque<uint64_t> large_;                         // likewise
   uint64_t next_id_ = 0;                               // never reused on this connection
   uint64_t eager_limit_ = kEagerWindow;                // cumulative, from the peer

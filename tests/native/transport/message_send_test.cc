@@ -19,8 +19,9 @@ class SendQueueTest : public testing::Test {
     kept_.push_back(pattern(size, kept_.size() + 1));
     return kept_.back();
   }
-  void post(const wire::MessageKey& key, base::Bytes bytes, Token token = 0) {
-    queue_.post({key, signature(), bytes, token});
+  void post(const wire::MessageKey& key, base::Bytes bytes, Token token = 0,
+            bool is_passed_on = false) {
+    queue_.post({key, signature(), bytes, token, is_passed_on});
   }
   base::Status grant(const wire::MessageKey& key, uint64_t bytes) {
     return queue_.on_grant({key, bytes, next_grant_id_++});
@@ -207,6 +208,24 @@ TEST_F(SendQueueTest, next__small_messages_overtake_large_ones) {
   EXPECT_EQ(queue_.next(kRoom)->key, collective_key(1));
 }
 
+TEST_F(SendQueueTest, next__what_is_passed_on_overtakes_what_was_there_from_the_beginning) {
+  for (const uint64_t id : {1, 2, 3, 4}) {
+    post(collective_key(id), keep(kLarge), id, id >= 3);
+    ASSERT_TRUE(grant(collective_key(id), kLarge).ok());
+    if (id == 1) {
+      EXPECT_EQ(queue_.next(kRoom)->key, collective_key(1));
+    }
+  }
+  EXPECT_EQ(queue_.sendable_bytes(1'000'000),
+            4 * kLarge - kRoom + wire::kDataFrameBytes + wire::kSignatureBytes);
+  std::vector<uint64_t> order;
+  for (const DataFrame& frame : drain()) {
+    if (order.empty() || order.back() != frame.key.operation) order.push_back(frame.key.operation);
+  }
+  EXPECT_EQ(order, (std::vector<uint64_t>{3, 4, 1, 2}));
+  EXPECT_FALSE(queue_.has_next());
+}
+
 TEST_F(SendQueueTest, next__too_little_room_is_refused_and_costs_nothing) {
   post(collective_key(1), pattern(100));
   for (size_t room = 0; room < wire::kDataFrameBytes + wire::kSignatureBytes + 16; ++room) {
@@ -350,7 +369,7 @@ TEST_F(SendQueueTest, every_call__delivers_everything_under_random_loss) {
     for (uint64_t i = 0; i < 12; ++i) {
       const size_t size = random.chance(0.5) ? random.below(2000) : random.below(60'000);
       const auto key = random.chance(0.5) ? collective_key(i) : point_to_point_key(i);
-      post(key, keep(size), i);
+      post(key, keep(size), i, random.chance(0.3));
       ASSERT_TRUE(grant(key, size).ok());
     }
     for (int turn = 0; turn < 20'000 && !queue_.is_drained(); ++turn) {
