@@ -92,6 +92,7 @@ TESTED_ELSEWHERE = {
     "collective/matching.cc": "tests/native/sim/messages_test.cc",
     "collective/operation.cc": "tests/native/sim/collectives_test.cc",
     "crypto/kernels_aesni.cc": "aead_fused_test.cc",
+    "crypto/kernels_avx512.cc": "aead_fused_test.cc, on CPUs that have it",
     "crypto/kernels_vaes.cc": "aead_fused_test.cc, on any x86 CPU with AVX2",
     "net/socket_calls.cc": "three forwards to the kernel: udp_socket_test.cc",
     "net/socket_options.cc": "udp_socket_test.cc",

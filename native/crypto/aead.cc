@@ -149,6 +149,8 @@ CpuFeatures CpuFeatures::detect() {
   unsigned edx = 0;
   const bool has_leaf = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0;
   cpu.wide_aes = has_avx2 && has_leaf && (ecx & bit_VAES) != 0 && (ecx & bit_VPCLMULQDQ) != 0;
+  cpu.avx512 = cpu.wide_aes && __builtin_cpu_supports("avx512f") != 0 &&
+               __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
 #elif defined(__aarch64__) && defined(__linux__)
   const unsigned long capabilities = getauxval(AT_HWCAP);
   cpu.aes = (capabilities & HWCAP_AES) != 0;

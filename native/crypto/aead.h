@@ -91,6 +91,7 @@ struct CpuFeatures {
   bool carryless_multiply = false;  // 64 x 64 bit products over GF(2), for GHASH
   bool avx = false;                 // x86: the three-operand forms of both
   bool wide_aes = false;            // x86: VAES, VPCLMULQDQ and AVX2, two blocks an instruction
+  bool avx512 = false;              // x86: these and AVX-512 F, BW and VL, four blocks
   static CpuFeatures detect();
 };
 

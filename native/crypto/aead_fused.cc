@@ -231,6 +231,7 @@ const AeadProvider* provider_on(Suite suite) {
 
 std::vector<const AeadProvider*> fused_providers(Suite suite, CpuFeatures cpu) {
   std::vector<const AeadProvider*> providers;
+  if (cpu.avx512) providers.push_back(provider_on<avx512_kernels>(suite));
   if (cpu.wide_aes) providers.push_back(provider_on<vaes_kernels>(suite));
   if (cpu.aes && cpu.carryless_multiply && cpu.avx) {
     providers.push_back(provider_on<aesni_kernels>(suite));

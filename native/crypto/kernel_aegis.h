@@ -58,15 +58,15 @@ struct Aegis256x2 {
     // Number of the state, then the number of the last one.
     alignas(32) static constexpr uint8_t kContext[32] = {0, 1, 0, 0, 0, 0, 0, 0, 0,
                                                          0, 0, 0, 0, 0, 0, 0, 1, 1};
-    const V c0 = V::twice(load_block(kFibonacci[0]));
-    const V c1 = V::twice(load_block(kFibonacci[1]));
+    const V c0 = V::repeat(load_block(kFibonacci[0]));
+    const V c1 = V::repeat(load_block(kFibonacci[1]));
     const V context = V::load(kContext);
     // A half of the key, or that half combined with the nonce. The compiler must not know that they
     // stay the same, see Gcm::run.
     const auto word = [&](size_t half, bool has_nonce) {
       asm("" : "+r"(key));
-      const V key_half = V::twice(load_block(key + 16 * half));
-      return has_nonce ? key_half ^ V::twice(load_block(nonce + 16 * half)) : key_half;
+      const V key_half = V::repeat(load_block(key + 16 * half));
+      return has_nonce ? key_half ^ V::repeat(load_block(nonce + 16 * half)) : key_half;
     };
     State s = {word(0, true), word(1, true), c1, c0, word(0, false) ^ c0, word(1, false) ^ c1};
     SF_UNROLL
@@ -115,8 +115,8 @@ struct Aegis256x2 {
 
   SF_INLINE static void finish(State& s, const AegisWork& work, size_t tail_bytes, uint8_t* tag) {
     const uint64_t data_bytes = work.data_bytes + tail_bytes;
-    const V lengths = V::twice(_mm_set_epi64x(static_cast<int64_t>(8 * data_bytes),
-                                              static_cast<int64_t>(8 * work.aad_bytes))) ^
+    const V lengths = V::repeat(_mm_set_epi64x(static_cast<int64_t>(8 * data_bytes),
+                                               static_cast<int64_t>(8 * work.aad_bytes))) ^
                       s.s3;
     for (int i = 0; i < 7; ++i) update(s, lengths);
     store_block(tag, (s.s0 ^ s.s1 ^ s.s2 ^ s.s3 ^ s.s4 ^ s.s5).xor_halves());

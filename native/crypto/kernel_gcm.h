@@ -21,7 +21,9 @@ namespace {
 
 template <typename V>
 struct Gcm {
-  static constexpr size_t kVectors = kGcmGroupBlocks / 2;
+  static constexpr size_t kVectors = kGcmGroupBlocks / V::kBlocks;
+  static constexpr size_t kVectorBytes = 16 * V::kBlocks;
+  static constexpr int kHashSteps = 3 * kVectors;
   static constexpr int kRounds = 14;
 
   // --- GHASH ---
@@ -88,14 +90,14 @@ struct Gcm {
     return reduce(low, middle, high);
   }
 
-  // One twelfth of a group's products: step / 3 says of which vector, step % 3 which of its three.
+  // A part of a group's products: step / 3 says of which vector, step % 3 which of its three.
   SF_INLINE static void hash_step(const GcmSchedule& schedule, int step, const uint8_t* data,
                                   V& value, Product& product) {
     const size_t vector = static_cast<size_t>(step) / 3;
-    const V power = V::load(schedule.powers[2 * vector]);
+    const V power = V::load(schedule.powers[V::kBlocks * vector]);
     switch (step % 3) {
       case 0: {
-        const V block = V::load(data + 32 * vector).shuffle(byte_order());
+        const V block = V::load(data + kVectorBytes * vector).shuffle(byte_order());
         value = vector == 0 ? value ^ block : block;  // `value` holds the state so far
         V::template add_product<0x00>(product.low, value, power);
         return;
@@ -103,7 +105,7 @@ struct Gcm {
       case 1: V::template add_product<0x11>(product.high, value, power); return;
       default:
         V::template add_product<0x00>(product.middle, value ^ value.swap_words(),
-                                      V::load(schedule.folded[2 * vector]));
+                                      V::load(schedule.folded[V::kBlocks * vector]));
         return;
     }
   }
@@ -123,35 +125,35 @@ struct Gcm {
   template <bool kHashes>
   SF_INLINE static void group(const GcmSchedule& schedule, V& counter, __m128i& hash,
                               const uint8_t* in, uint8_t* out, const uint8_t* hashed) {
-    // What the counter of each block is ahead of the group's first: {0, 1}, {2, 3}, ...
-    alignas(32) static constexpr uint32_t kAhead[kVectors + 1][8] = {
-        {0, 0, 0, 0, 1, 0, 0, 0}, {2, 0, 0, 0, 3, 0, 0, 0}, {4, 0, 0, 0, 5, 0, 0, 0},
-        {6, 0, 0, 0, 7, 0, 0, 0}, {8, 0, 0, 0, 8, 0, 0, 0},
+    // What the counter of each block is ahead of the group's first.
+    alignas(64) static constexpr uint32_t kAhead[kGcmGroupBlocks][4] = {
+        {0, 0, 0, 0}, {1, 0, 0, 0}, {2, 0, 0, 0}, {3, 0, 0, 0},
+        {4, 0, 0, 0}, {5, 0, 0, 0}, {6, 0, 0, 0}, {7, 0, 0, 0},
     };
     const auto ahead = [](size_t i) {
-      return V::load(reinterpret_cast<const uint8_t*>(kAhead[i]));
+      return V::load(reinterpret_cast<const uint8_t*>(kAhead[V::kBlocks * i]));
     };
     V blocks[kVectors];
-    const V first_key = V::twice(load_block(schedule.round_keys[0]));
+    const V first_key = V::repeat(load_block(schedule.round_keys[0]));
     SF_UNROLL
     for (size_t i = 0; i < kVectors; ++i) {
       blocks[i] = counter.add32(ahead(i)).shuffle(byte_order()) ^ first_key;
     }
-    counter = counter.add32(ahead(kVectors));
+    counter = counter.add32(V::repeat(_mm_set_epi32(0, 0, 0, kGcmGroupBlocks)));
 
     Product product;
     V value = V::with_low(hash);
     SF_UNROLL
     for (int round = 1; round < kRounds; ++round) {
-      const V key = V::twice(load_block(schedule.round_keys[round]));
+      const V key = V::repeat(load_block(schedule.round_keys[round]));
       SF_UNROLL
       for (size_t i = 0; i < kVectors; ++i) blocks[i] = blocks[i].aes_round(key);
-      if (kHashes && round <= 12) hash_step(schedule, round - 1, hashed, value, product);
+      if (kHashes && round <= kHashSteps) hash_step(schedule, round - 1, hashed, value, product);
     }
-    const V last_key = V::twice(load_block(schedule.round_keys[kRounds]));
+    const V last_key = V::repeat(load_block(schedule.round_keys[kRounds]));
     SF_UNROLL
     for (size_t i = 0; i < kVectors; ++i) {
-      blocks[i].aes_last(last_key ^ V::load(in + 32 * i)).store(out + 32 * i);
+      blocks[i].aes_last(last_key ^ V::load(in + kVectorBytes * i)).store(out + kVectorBytes * i);
     }
     if (kHashes) hash = reduce(product);
   }
@@ -181,7 +183,7 @@ struct Gcm {
   static void run(const GcmSchedule& constant_schedule, GcmWork& work, const uint8_t* in,
                   uint8_t* out, size_t groups, const uint8_t* fetch_end) {
     const GcmSchedule* schedule = &constant_schedule;
-    V counter = V::twice(load_block(work.counter));
+    V counter = V::repeat(load_block(work.counter));
     __m128i hash = load_block(work.hash);
     work.data_bytes += groups * kGcmGroupBytes;
     if (kSeals && !work.hash_is_behind && groups > 0) {
@@ -226,7 +228,7 @@ struct Gcm {
     const uint8_t* const behind = out - (is_behind ? kGcmGroupBytes : 0);
     if (tail_bytes > 0) {
       if (!kSeals) hash = absorb(schedule, hash, tail, tail_bytes);
-      V counter = V::twice(load_block(work.counter));
+      V counter = V::repeat(load_block(work.counter));
       if (is_behind) {
         group<true>(schedule, counter, hash, tail, tail, behind);
       } else {

@@ -8,7 +8,8 @@
 namespace securefabric::crypto {
 namespace {
 
-template <typename V>
+// `Two` is of two blocks, which AEGIS-256X2 has whatever the registers.
+template <typename V, typename Two = V>
 constexpr PacketKernels kernel_table(const char* name) {
   return {
       .name = name,
@@ -18,11 +19,11 @@ constexpr PacketKernels kernel_table(const char* name) {
       .gcm_open = Gcm<V>::open,
       .gcm_seal_finish = Gcm<V>::seal_finish,
       .gcm_open_finish = Gcm<V>::open_finish,
-      .aegis_start = Aegis256x2<V>::start,
-      .aegis_seal = Aegis256x2<V>::seal,
-      .aegis_open = Aegis256x2<V>::open,
-      .aegis_seal_finish = Aegis256x2<V>::seal_finish,
-      .aegis_open_finish = Aegis256x2<V>::open_finish,
+      .aegis_start = Aegis256x2<Two>::start,
+      .aegis_seal = Aegis256x2<Two>::seal,
+      .aegis_open = Aegis256x2<Two>::open,
+      .aegis_seal_finish = Aegis256x2<Two>::seal_finish,
+      .aegis_open_finish = Aegis256x2<Two>::open_finish,
   };
 }
 

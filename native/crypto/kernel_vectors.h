@@ -1,7 +1,8 @@
-// Two AES blocks side by side, in the two shapes that x86 has for them:
+// AES blocks side by side, in the shapes that x86 has for them:
 //
-//   Pair128   two 128-bit registers   AES-NI, PCLMULQDQ and AVX
-//   Wide256   one 256-bit register    VAES, VPCLMULQDQ and AVX2
+//   Pair128   two blocks in two 128-bit registers   AES-NI, PCLMULQDQ and AVX
+//   Wide256   two blocks in one 256-bit register    VAES, VPCLMULQDQ and AVX2
+//   Wide512   four blocks in one 512-bit register   these and AVX-512 (for AES-GCM alone)
 //
 // The kernels are written once over these operations, so the algorithm that runs on wide registers
 // is, line for line, the one that runs on pairs; only the few instructions below differ.
@@ -46,6 +47,7 @@ SF_INLINE void store_block(void* to, __m128i block) {
 }
 
 struct Pair128 {
+  static constexpr size_t kBlocks = 2;
   static constexpr bool kIsOneRegister = false;
   __m128i low, high;
 
@@ -57,7 +59,7 @@ struct Pair128 {
   SF_INLINE static Pair128 load(const uint8_t* from) {
     return {load_block(from), load_block(from + 16)};
   }
-  SF_INLINE static Pair128 twice(__m128i block) { return {block, block}; }
+  SF_INLINE static Pair128 repeat(__m128i block) { return {block, block}; }
   SF_INLINE static Pair128 with_low(__m128i block) { return {block, _mm_setzero_si128()}; }
   SF_INLINE void store(uint8_t* to) const {
     store_block(to, low);
@@ -95,6 +97,7 @@ struct Pair128 {
 
 #if defined(__VAES__) && defined(__VPCLMULQDQ__) && defined(__AVX2__)
 struct Wide256 {
+  static constexpr size_t kBlocks = 2;
   static constexpr bool kIsOneRegister = true;
   __m256i both;
 
@@ -108,7 +111,7 @@ struct Wide256 {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))};
   }
   SF_INLINE static Wide256 zero() { return {_mm256_setzero_si256()}; }
-  SF_INLINE static Wide256 twice(__m128i block) { return {_mm256_broadcastsi128_si256(block)}; }
+  SF_INLINE static Wide256 repeat(__m128i block) { return {_mm256_broadcastsi128_si256(block)}; }
   SF_INLINE static Wide256 with_low(__m128i block) { return {_mm256_zextsi128_si256(block)}; }
   SF_INLINE void store(uint8_t* to) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), both);
@@ -129,6 +132,38 @@ struct Wide256 {
   template <int kWords>
   SF_INLINE static void add_product(Sum& sum, Wide256 a, Wide256 b) {
     sum = _mm256_xor_si256(sum, _mm256_clmulepi64_epi128(a.both, b.both, kWords));
+  }
+};
+#endif
+
+#if defined(__VAES__) && defined(__VPCLMULQDQ__) && defined(__AVX512F__) && defined(__AVX512BW__)
+struct Wide512 {
+  static constexpr size_t kBlocks = 4;
+  __m512i all;
+
+  using Sum = __m512i;
+  SF_INLINE static Sum zero_sum() { return _mm512_setzero_si512(); }
+  SF_INLINE static __m128i fold(Sum sum) {
+    return Wide256::fold(
+        _mm256_xor_si256(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1)));
+  }
+
+  SF_INLINE static Wide512 load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+  SF_INLINE static Wide512 repeat(__m128i block) { return {_mm512_broadcast_i32x4(block)}; }
+  SF_INLINE static Wide512 with_low(__m128i block) { return {_mm512_zextsi128_si512(block)}; }
+  SF_INLINE void store(uint8_t* to) const { _mm512_storeu_si512(to, all); }
+  SF_INLINE void store_low(uint8_t* to) const { store_block(to, _mm512_castsi512_si128(all)); }
+  SF_INLINE Wide512 operator^(Wide512 other) const { return {_mm512_xor_si512(all, other.all)}; }
+  SF_INLINE Wide512 add32(Wide512 other) const { return {_mm512_add_epi32(all, other.all)}; }
+  SF_INLINE Wide512 shuffle(__m128i order) const {
+    return {_mm512_shuffle_epi8(all, _mm512_broadcast_i32x4(order))};
+  }
+  SF_INLINE Wide512 swap_words() const { return {_mm512_shuffle_epi32(all, _MM_PERM_BADC)}; }
+  SF_INLINE Wide512 aes_round(Wide512 key) const { return {_mm512_aesenc_epi128(all, key.all)}; }
+  SF_INLINE Wide512 aes_last(Wide512 key) const { return {_mm512_aesenclast_epi128(all, key.all)}; }
+  template <int kWords>
+  SF_INLINE static void add_product(Sum& sum, Wide512 a, Wide512 b) {
+    sum = _mm512_xor_si512(sum, _mm512_clmulepi64_epi128(a.all, b.all, kWords));
   }
 };
 #endif

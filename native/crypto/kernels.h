@@ -85,7 +85,8 @@ struct PacketKernels {
 };
 
 // Null in builds for other CPUs.
-const PacketKernels* aesni_kernels();  // AES, PCLMULQDQ and AVX
-const PacketKernels* vaes_kernels();   // VAES, VPCLMULQDQ and AVX2
+const PacketKernels* aesni_kernels();   // AES, PCLMULQDQ and AVX
+const PacketKernels* vaes_kernels();    // VAES, VPCLMULQDQ and AVX2
+const PacketKernels* avx512_kernels();  // these and AVX-512 F, BW and VL
 
 }  // namespace securefabric::crypto
