@@ -87,7 +87,7 @@ namespace {
 // A fragment is placed block by block, and before each block the lines are fetched that lie this
 // far behind it: the caller's tensors are seldom in the cache, the next fragment's place is
 // probably behind this one's, and the prefetchers of CPUs stop at each page.
-constexpr size_t kBlockBytes = 512;  // a multiple of every element
+constexpr size_t kBlockBytes = 2048;  // a multiple of every element
 constexpr size_t kFetchDistance = 4096;
 constexpr size_t kCacheLineBytes = 64;
 
