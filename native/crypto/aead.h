@@ -54,7 +54,8 @@ class AeadKey {
   // Seals the concatenation of `parts` into `out`: ciphertext, then the tag. Parts are gathered
   // straight into the ciphertext, so the seal is the copy. out.size() == sum of parts + 16; no part
   // overlaps it. `following` bytes right behind the last part are likely to be sealed next: they
-  // may be fetched into the cache meanwhile, and are not read.
+  // may be fetched into the cache meanwhile, and are not read. Where there are any, the last part
+  // is not empty.
   virtual void seal(base::Bytes nonce, base::Bytes aad, std::span<const base::Bytes> parts,
                     base::MutableBytes out, size_t following = 0) = 0;
 

@@ -58,13 +58,20 @@ struct Aegis256x2 {
     // Number of the state, then the number of the last one.
     alignas(32) static constexpr uint8_t kContext[32] = {0, 1, 0, 0, 0, 0, 0, 0, 0,
                                                          0, 0, 0, 0, 0, 0, 0, 1, 1};
+    // Padded before there is a state: copying may be a call, around which registers are kept in
+    // memory that nobody wipes.
+    const size_t rest = aad_bytes % kAegisGroupBytes;
+    const size_t whole = aad_bytes - rest;
+    alignas(32) uint8_t padded[kAegisGroupBytes] = {};
+    for (size_t i = 0; i < rest; ++i) padded[i] = aad[whole + i];
+
     const V c0 = V::repeat(load_block(kFibonacci[0]));
     const V c1 = V::repeat(load_block(kFibonacci[1]));
     const V context = V::load(kContext);
     // A half of the key, or that half combined with the nonce. The compiler must not know that they
     // stay the same, see Gcm::run.
     const auto word = [&](size_t half, bool has_nonce) {
-      asm("" : "+r"(key));
+      asm("" : "+r"(key), "+r"(nonce));
       const V key_half = V::repeat(load_block(key + 16 * half));
       return has_nonce ? key_half ^ V::repeat(load_block(nonce + 16 * half)) : key_half;
     };
@@ -75,15 +82,8 @@ struct Aegis256x2 {
       s.s5 = s.s5 ^ context;
       update(s, word(i % 2, i % 4 >= 2));
     }
-    size_t at = 0;
-    for (; at + kAegisGroupBytes <= aad_bytes; at += kAegisGroupBytes) {
-      update(s, V::load(aad + at));
-    }
-    if (at < aad_bytes) {
-      alignas(32) uint8_t padded[kAegisGroupBytes] = {};
-      for (size_t i = 0; i < aad_bytes - at; ++i) padded[i] = aad[at + i];
-      update(s, V::load(padded));
-    }
+    for (size_t at = 0; at < whole; at += kAegisGroupBytes) update(s, V::load(aad + at));
+    if (rest > 0) update(s, V::load(padded));
     store(s, work);
     work.aad_bytes = aad_bytes;
     work.data_bytes = 0;

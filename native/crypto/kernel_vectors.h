@@ -5,7 +5,8 @@
 //   Wide512   four blocks in one 512-bit register   these and AVX-512 (for AES-GCM alone)
 //
 // The kernels are written once over these operations, so the algorithm that runs on wide registers
-// is, line for line, the one that runs on pairs; only the few instructions below differ.
+// is the one that runs on pairs, but for the order of one XOR; only the few instructions below
+// differ.
 //
 // Included by the kernel sources alone, which are compiled for their CPU. Everything lies in an
 // unnamed namespace and nothing is taken from the standard library, so that no function compiled
