@@ -59,15 +59,26 @@ Result<std::vector<LocalAddress>> choose_addresses(const FabricConfig& config) {
   return chosen;
 }
 
-// The largest datagram that fits the interface without fragments; whole cipher blocks. Between
-// jumbo frames and the largest, bursts would not be filled better.
+// The largest datagram between hosts that fits the interface without fragments; whole cipher
+// blocks.
 size_t datagram_bytes_for(const LocalAddress& local) {
   const size_t overhead = local.address.is_ipv6() ? kIpv6Overhead : kIpv4Overhead;
   if (local.mtu < transport::kDatagramBytesMin + overhead) return transport::kDatagramBytesMin;
-  const size_t fits = local.mtu - overhead;
-  if (fits >= transport::kDatagramBytesMax) return transport::kDatagramBytesMax;
-  const size_t payload = std::min(fits, transport::kDatagramBytesJumbo);
+  const size_t payload = std::min(local.mtu - overhead, transport::kDatagramBytesJumbo);
   return payload - payload % transport::kFragmentAlignment;
+}
+
+// Whether all peers can be sent the largest datagrams: they are on this host, and its buffers have
+// room for a few from each of them. Where they have not, acks would wait for more to come.
+bool carries_largest(const std::vector<LocalAddress>& locals, uint64_t receive_budget,
+                     uint32_t world_size) {
+  constexpr uint64_t kPacketsPerPeer = 3;
+  constexpr size_t kDatagram = transport::kDatagramBytesMax + kIpv6Overhead;
+  const uint64_t peers = std::max<uint64_t>(1, world_size - 1);
+  return receive_budget >= kPacketsPerPeer * transport::kDatagramBytesMax * peers &&
+         std::all_of(locals.begin(), locals.end(), [](const LocalAddress& local) {
+           return local.address.is_loopback() && local.mtu >= kDatagram;
+         });
 }
 
 // Binds to the first port of the configured range that can be had: the sockets of a rank, and ranks
@@ -160,7 +171,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
   fabric->join_timeout_ = config.join_timeout;
   fabric->tuning_ = config.tuning;
   fabric->resolve_ = std::move(resolve);
-  // The most that any interface takes; what a path takes is found out.
+  // The most that any interface takes; what a path takes is found out. See carries_largest.
   fabric->datagram_bytes_max_ = transport::kDatagramBytesMin;
   for (const LocalAddress& local : locals.value()) {
     fabric->datagram_bytes_max_ = std::max(fabric->datagram_bytes_max_, datagram_bytes_for(local));
@@ -191,6 +202,10 @@ Status Fabric::make_engine(const Materials& common) {
     }
   }
   if (const Status status = check_count(sockets.size()); !status) return status;
+  const uint64_t budget = receive_budget(sockets);
+  if (number == 0 && carries_largest(common.locals, budget, config.world_size)) {
+    datagram_bytes_max_ = transport::kDatagramBytesMax;
+  }
 
   auto private_key = crypto::SecretBuffer::allocate(crypto::kPrivateKeyBytes);
   if (const Status status = fill_entropy(private_key.bytes()); !status) return status;
@@ -218,7 +233,7 @@ Status Fabric::make_engine(const Materials& common) {
   }
   endpoint.paths_per_peer = config.paths_per_peer;
   endpoint.datagram_bytes_max = datagram_bytes_max_;
-  endpoint.receive_budget_bytes = receive_budget(sockets);
+  endpoint.receive_budget_bytes = budget;
   endpoint.join_timeout = config.join_timeout;
   endpoint.death_timeout = config.death_timeout;
   endpoint.heartbeat = config.heartbeat;

@@ -58,6 +58,7 @@ class Draw {
     cluster.sockets_per_rank = static_cast<size_t>(between(1, 4));
     cluster.paths_per_peer = static_cast<size_t>(between(1, 8));
     if (chance(0.5)) cluster.datagram_bytes_max = transport::kDatagramBytesMin;
+    if (chance(0.2)) cluster.datagram_bytes_max = transport::kDatagramBytesMax;
     if (chance(0.3)) cluster.burst_segments_max = static_cast<size_t>(between(1, 8));
     if (chance(0.3)) cluster.generation_bits = static_cast<unsigned>(between(6, 10));
     HostOptions& host = cluster.host;

@@ -202,7 +202,7 @@ class Connection {
   SendingPath* pick_urgent_path(base::Instant now);
   SendingPath* pick_ack_path(base::Instant now);
   bool has_payload() const { return !control_.empty() || (sends_.has_next() && has_peer_room()); }
-  bool has_peer_room() const;
+  bool has_peer_room(uint64_t more = 0) const;
   bool fill_packet(const Turn& turn, base::Instant now, bool is_first, PacketBuilder& builder,
                    SentPacket& record);
   bool seal_packet(SendingPath& path, base::Instant now, const PacketBuilder& builder,

@@ -67,9 +67,9 @@ void Connection::suspect(SendingPath& path, Instant now) {
 }
 
 // What is in flight to the peer waits in its buffers at worst: it says how much they take. One
-// packet may always go.
-bool Connection::has_peer_room() const {
-  uint64_t in_flight = 0;
+// packet may always go. `more` bytes are about to.
+bool Connection::has_peer_room(uint64_t more) const {
+  uint64_t in_flight = more;
   uint64_t packet = kDatagramBytesJumbo;
   for (const auto& path : sending_) {
     in_flight += path->congestion.in_flight();
@@ -282,7 +282,8 @@ uint64_t Connection::fill_data(SendingPath& path, PacketBuilder& builder, SentPa
     if (!frame) break;
     const size_t packet_bytes =
         sends_.has_next() ? path.mtu.mtu() : kPacketOverhead + builder.size() + frame->bytes.size();
-    frame->wants_ack_now = frame->wants_ack_now || path.wants_ack_of_next(packet_bytes);
+    frame->wants_ack_now = frame->wants_ack_now || path.wants_ack_of_next(packet_bytes) ||
+                           !has_peer_room(packet_bytes);
     asks = asks || frame->wants_ack_now;
     SF_CHECK(builder.add_data(*frame));
     added += frame->bytes.size();

@@ -28,7 +28,7 @@ struct EndpointConfig {
   base::Spi spi_base;                               // random; the SPI for peer r is spi_base + r
   std::vector<base::AddressFamily> sockets;         // of the local sockets, numbered from 0
   size_t paths_per_peer = 8;                        // sending paths to each peer, at most
-  size_t datagram_bytes_max = kDatagramBytesJumbo;  // the smallest of the local interfaces' limits
+  size_t datagram_bytes_max = kDatagramBytesJumbo;  // the most that a local interface takes
   size_t burst_segments_max = kBurstSegmentsMax;    // 1 where segmentation offload is switched off
   // What the peers may have in flight to this rank, together, so that no socket buffer overflows.
   uint64_t receive_budget_bytes = kReceiveBudgetDefault;

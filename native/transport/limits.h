@@ -10,9 +10,9 @@
 namespace securefabric::transport {
 
 // --- Packets -------------------------------------------------------------------------------------
-// Largest datagram sealed. Two of them fill one GSO send; a single larger one would be a linear
-// buffer, which kernels are slow to receive (PROTOCOL.md §1). Loopback carries them, and half of
-// what a packet costs is saved. 80 bytes less, the overhead, is a multiple of the cipher's block.
+// Largest datagram sealed, over loopback alone (PROTOCOL.md §1). Two of them fill one GSO send, and
+// half of what a packet costs is saved. A single one of 64 KB was slower to receive (Linux 6.18).
+// 80 bytes less, the overhead, is a multiple of the cipher's block.
 inline constexpr size_t kDatagramBytesMax = 32'496;
 // What Ethernet's jumbo frames carry; seven fill one GSO send. Windows and their steps are counted
 // in these.
@@ -38,6 +38,10 @@ inline constexpr uint64_t kEagerMessageBytesMax = 64 * 1024;
 // the acknowledgement; copying a larger one would cost more than the wait.
 inline constexpr uint64_t kCopiedMessageBytesMax = 16 * 1024;
 static_assert(kCopiedMessageBytesMax <= kEagerMessageBytesMax);
+// Large messages that are passed on overtake others by this many bytes; then the others have a part
+// in kPassedOnShare + 1 of what is sent.
+inline constexpr uint64_t kPassedOnLead = 1024 * 1024;
+inline constexpr uint64_t kPassedOnShare = 3;
 // What one peer may have outstanding of such messages, in charge (see eager_charge): bounds the
 // memory that unexpected messages can take on the receiver.
 inline constexpr uint64_t kEagerWindow = 4 * 1024 * 1024;
@@ -93,7 +97,7 @@ inline constexpr size_t kInFlightPacketsMax = 4096;
 
 // --- Congestion ----------------------------------------------------------------------------------
 // A path's; the first kPathsOpenedFirst together have kPeerWindowInitial, about. At least
-// kPacedPackets of the largest packets that the path is found to carry.
+// kPacedPackets of the path's packets, where these are larger than jumbo frames.
 inline constexpr uint64_t kWindowInitial = 4 * kDatagramBytesJumbo;
 // After timeouts, and what losses alone leave: a lost packet needs another one behind it to tell.
 inline constexpr uint64_t kWindowRestart = 2 * kDatagramBytesJumbo;
@@ -101,6 +105,7 @@ inline constexpr uint64_t kWindowRestart = 2 * kDatagramBytesJumbo;
 // and the way back up would take long.
 inline constexpr uint64_t kWindowMin = kDatagramBytesJumbo / 4;
 // Below so many packets, a window goes out with pauses instead of being rounded to whole packets.
+// Larger packets than jumbo frames count as those: loopback has no queue to share.
 inline constexpr uint64_t kPacedPackets = 4;
 // An ack is asked for with each of so many parts of a window, once it is half full: the receiver,
 // who would wait for kAckEveryBytes or kAckDelayMax, does not know how small the window is.

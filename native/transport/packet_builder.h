@@ -46,9 +46,9 @@ class PacketBuilder {
   // A whole packet of small messages fits.
   static constexpr size_t kHeaderSpace = kDatagramBytesMax;
   static constexpr size_t kPartsMax = 64;
-  // A fragment up to this size is copied behind its header: cheaper than a part of its own, and a
-  // packet full of small messages does not run out of parts.
-  static constexpr size_t kCopyBytesMax = 256;
+  // A fragment up to this size is copied behind its header: that costs little more than a part of
+  // its own, and the largest packet full of small messages does not run out of parts.
+  static constexpr size_t kCopyBytesMax = 1024;
 
   // A frame takes two parts, and padding must always find one more.
   bool has_header_room(size_t bytes) const {

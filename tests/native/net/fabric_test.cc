@@ -37,6 +37,16 @@ TEST(Fabric, make__knows_what_its_entry_says) {
   EXPECT_GE(fabric.datagram_bytes_max(), transport::kDatagramBytesMin);
 }
 
+// Over loopback, and only if the socket buffers have room for some of every peer's.
+TEST(Fabric, make__takes_the_largest_datagrams_from_few_peers) {
+  const auto datagram_bytes_of = [](uint32_t world_size) {
+    const auto fabric = Fabric::make(config_of(0, world_size), kSuite, make_job_secret(), {});
+    return fabric ? fabric.value()->datagram_bytes_max() : 0;
+  };
+  EXPECT_EQ(datagram_bytes_of(2), transport::kDatagramBytesMax);
+  EXPECT_EQ(datagram_bytes_of(1'000), transport::kDatagramBytesJumbo);
+}
+
 TEST(Fabric, make__refuses_addresses_that_cannot_be_bound) {
   FabricConfig config = config_of(0, 1);
   config.addresses = {"192.0.2.1"};  // TEST-NET-1

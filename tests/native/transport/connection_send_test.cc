@@ -90,6 +90,29 @@ TEST(Connection, bursts_have_equal_segments_at_every_datagram_size) {
   }
 }
 
+// The receiver waits for more before it acks, and cannot know that the sender may send no more.
+TEST(Connection, small_windows_of_the_peer_do_not_wait_for_late_acks) {
+  for (const size_t datagram : {kDatagramBytesJumbo, kDatagramBytesMax}) {
+    for (const uint64_t budget : {40'000u, 50'000u, 80'000u, 97'000u, 130'000u}) {
+      SCOPED_TRACE(std::to_string(datagram) + " of " + std::to_string(budget));
+      PairOptions options;
+      options.datagram_bytes = datagram;
+      options.receive_budget_bytes = budget;
+      EndpointPair pair(options);
+      ASSERT_TRUE(pair.join());
+      Transfers transfers(pair);
+      transfers.both(collective_key(0), kLarge);
+      ASSERT_TRUE(transfers.run());
+      const base::Instant begun = pair.now();
+      transfers.both(collective_key(1), kLarge);
+      ASSERT_TRUE(transfers.run());
+      // A round trip takes 100 us and carries a packet at least.
+      const auto round_trips = static_cast<int64_t>(kLarge / datagram) + 2;
+      EXPECT_LT((pair.now() - begun).micros(), round_trips * 150);
+    }
+  }
+}
+
 TEST(Connection, small_datagrams_of_the_peer_are_respected) {
   EndpointPair pair;
   pair.node(1).description.datagram_bytes_max = 1400;

@@ -88,7 +88,7 @@ TEST(PacketBuilder, following__is_the_rest_of_the_message_behind_the_last_part) 
   EXPECT_EQ(builder.following(), 0u);  // the last part is padding
   builder.begin(8'900);
   EXPECT_EQ(builder.following(), 0u);
-  frame.bytes = frame.bytes.first(100);
+  frame.bytes = frame.bytes.first(1'000);
   ASSERT_TRUE(builder.add_data(frame));
   EXPECT_EQ(builder.following(), 0u);  // copied behind its header
 }
@@ -103,15 +103,18 @@ TEST(PacketBuilder, add_data__does_not_fit) {
 
 // A flood of tiny messages must fill packets, not be padded to them.
 TEST(PacketBuilder, add_data__a_packet_full_of_small_messages) {
-  const ByteVector bytes(8, 7);
-  PacketBuilder builder;
-  const size_t capacity = kDatagramBytesMax - 32;
-  builder.begin(capacity);
-  size_t count = 0;
-  while (builder.data_room() >= 72 && builder.add_data(fragment(bytes))) ++count;
-  EXPECT_EQ(count, capacity / 72);
-  builder.pad();
-  EXPECT_EQ(decoded(gathered(builder)).size(), count);
+  for (const size_t bytes : {8u, 256u, 257u, 480u, 1'024u, 1'025u, 2'000u}) {
+    const ByteVector message(bytes, 7);
+    const size_t whole = wire::kDataFrameBytes + wire::kSignatureBytes + bytes;
+    PacketBuilder builder;
+    const size_t capacity = kDatagramBytesMax - 32;
+    builder.begin(capacity);
+    size_t count = 0;
+    while (builder.data_room() >= whole && builder.add_data(fragment(message))) ++count;
+    EXPECT_EQ(count, capacity / whole) << bytes;
+    builder.pad();
+    EXPECT_EQ(decoded(gathered(builder)).size(), count);
+  }
 }
 
 TEST(PacketBuilder, pad__fills_with_zeros_to_the_capacity) {
