@@ -53,13 +53,28 @@ wire::MessageKey Engine::key_of(const Operation& operation, const Step& step) co
   return key;
 }
 
+namespace {
+
+// Whether what is sent was just received, and summed up with our own or not. What was only prepared
+// was so long ago: all of it at once, before the first packet left.
+bool was_just_made(const Schedule& schedule, const Step& send) {
+  const auto dependencies = schedule.dependencies_of(send);
+  return std::any_of(dependencies.begin(), dependencies.end(), [&](uint32_t index) {
+    const Step& step = schedule.steps[index];
+    const bool makes = is_receive(step.kind) || step.kind == StepKind::kFinish;
+    return makes && step.target.overlaps(send.target);
+  });
+}
+
+}  // namespace
+
 void Engine::post_send(Operation& operation, uint32_t index) {
   const Step& step = operation.request().schedule.steps[index];
   transport::SendRequest request;
   request.key = key_of(operation, step);
   request.signature = operation.signature();
   request.bytes = operation.bytes_of(step.target);
-  request.is_passed_on = step.dependency_count > 0;
+  request.is_passed_on = was_just_made(operation.request().schedule, step);
   if (request.bytes.size() > transport::kCopiedMessageBytesMax) {
     request.token = operation.states[index].token = next_token_++;
     tokens_[request.token] = StepRef{&operation, index};

@@ -37,7 +37,7 @@ struct SendRequest {
   wire::Signature signature;  // what this rank believes the operation to be
   base::Bytes bytes;          // may be empty
   Token token = 0;            // handed back with SendDelivered; unused for small messages
-  bool is_passed_on = false;  // just received or computed, so still in the cache
+  bool is_passed_on = false;  // just received, or summed up with what was; still in the cache
 };
 
 // Where an inbound message goes.

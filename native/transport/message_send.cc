@@ -189,8 +189,23 @@ uint64_t SendQueue::sendable_bytes(uint64_t enough) const {
 
 std::optional<DataFrame> SendQueue::next(size_t room) {
   if (auto frame = next_from(small_, room)) return frame;
-  if (auto frame = next_from(passed_on_, room)) return frame;
-  return next_from(large_, room);
+  return next_large(room);
+}
+
+std::optional<DataFrame> SendQueue::next_large(size_t room) {
+  const bool has_lost = !large_.empty() && !messages_.at(large_.front()).lost.empty();
+  if (!has_lost && passed_on_lead_ < kPassedOnLead) {
+    if (auto frame = next_from(passed_on_, room)) {
+      if (!large_.empty()) passed_on_lead_ += frame->bytes.size();
+      return frame;
+    }
+  }
+  if (auto frame = next_from(large_, room)) {
+    passed_on_lead_ -= std::min(passed_on_lead_, kPassedOnShare * frame->bytes.size());
+    return frame;
+  }
+  passed_on_lead_ = 0;
+  return next_from(passed_on_, room);
 }
 
 std::optional<DataFrame> SendQueue::next_from(std::deque<uint64_t>& queue, size_t room) {

@@ -4,9 +4,9 @@
 //        └─► waits for a grant (announced if the ▲                 ▲   └─► on_lost ─┐
 //            receiver cannot know of it)  ───────┘                 └────────────────┘
 //
-// Small messages overtake large ones, and large ones that are passed on overtake those that were
-// there from the beginning: they are still in the cache, and somebody waits for them who cannot go
-// on otherwise. Inside each class the order is that of posting, and what was lost goes first.
+// Small messages overtake large ones. Large ones that are passed on overtake those that were there
+// from the beginning, for they are still in the cache; but not for ever: kPassedOnLead. Inside each
+// class the order is that of posting, and what was lost goes first, also before what is passed on.
 #pragma once
 
 #include <cstdint>
@@ -84,6 +84,7 @@ class SendQueue {
     return message.is_passed_on ? passed_on_ : large_;
   }
   std::optional<wire::DataFrame> next_from(std::deque<uint64_t>& queue, size_t room);
+  std::optional<wire::DataFrame> next_large(size_t room);
   std::optional<wire::DataFrame> fragment_of(uint64_t id, Message& message, size_t room);
   void erase(std::unordered_map<uint64_t, Message>::iterator at);
 
@@ -95,11 +96,14 @@ class SendQueue {
   std::deque<uint64_t> small_;                         // ids with something to send
   std::deque<uint64_t> passed_on_;                     // likewise
   std::deque<uint64_t> large_;                         // likewise
-  uint64_t next_id_ = 0;                               // never reused on this connection
-  uint64_t eager_limit_ = kEagerWindow;                // cumulative, from the peer
-  uint64_t eager_charged_ = 0;                         // cumulative, never above eager_limit_
-  uint64_t resent_bytes_ = 0;                          // payload sent again
-  uint64_t resent_fragments_ = 0;                      // fragments sent again
+  // Bytes of passed_on_ that overtook large_, less kPassedOnShare times those that large_ had
+  // since.
+  uint64_t passed_on_lead_ = 0;
+  uint64_t next_id_ = 0;                 // never reused on this connection
+  uint64_t eager_limit_ = kEagerWindow;  // cumulative, from the peer
+  uint64_t eager_charged_ = 0;           // cumulative, never above eager_limit_
+  uint64_t resent_bytes_ = 0;            // payload sent again
+  uint64_t resent_fragments_ = 0;        // fragments sent again
 };
 
 }  // namespace securefabric::transport

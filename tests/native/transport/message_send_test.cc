@@ -226,6 +226,37 @@ TEST_F(SendQueueTest, next__what_is_passed_on_overtakes_what_was_there_from_the_
   EXPECT_FALSE(queue_.has_next());
 }
 
+TEST_F(SendQueueTest, next__what_is_passed_on_leaves_a_part_to_the_others) {
+  post(collective_key(1), keep(4 * kPassedOnLead), 1);
+  post(collective_key(2), keep(16 * kPassedOnLead), 2, true);
+  ASSERT_TRUE(grant(collective_key(1), 4 * kPassedOnLead).ok());
+  ASSERT_TRUE(grant(collective_key(2), 16 * kPassedOnLead).ok());
+  uint64_t passed_on = 0;
+  uint64_t others = 0;
+  while (passed_on < 10 * kPassedOnLead) {
+    const auto frame = queue_.next(kRoom);
+    ASSERT_TRUE(frame);
+    (frame->key == collective_key(1) ? others : passed_on) += frame->bytes.size();
+    if (passed_on < kPassedOnLead) {
+      EXPECT_EQ(others, 0u);
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(others), 3.0 * kPassedOnLead, 2.0 * kRoom);
+}
+
+TEST_F(SendQueueTest, next__what_was_lost_goes_before_what_is_passed_on) {
+  post(collective_key(1), keep(kLarge), 1);
+  ASSERT_TRUE(grant(collective_key(1), kLarge).ok());
+  const auto lost = queue_.next(kRoom);
+  ASSERT_TRUE(lost);
+  post(collective_key(2), keep(kLarge), 2, true);
+  ASSERT_TRUE(grant(collective_key(2), kLarge).ok());
+  EXPECT_EQ(queue_.next(kRoom)->key, collective_key(2));
+  queue_.on_lost(sent(*lost));
+  EXPECT_EQ(queue_.next(kRoom)->offset, lost->offset);
+  EXPECT_EQ(queue_.next(kRoom)->key, collective_key(2));
+}
+
 TEST_F(SendQueueTest, next__too_little_room_is_refused_and_costs_nothing) {
   post(collective_key(1), pattern(100));
   for (size_t room = 0; room < wire::kDataFrameBytes + wire::kSignatureBytes + 16; ++room) {
