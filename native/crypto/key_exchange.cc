@@ -38,6 +38,7 @@ KeyPair::KeyPair(SecretBuffer private_key, const PublicKey& public_key)
     : private_key_(std::move(private_key)), public_key_(public_key) {}
 
 KeyPair KeyPair::from_private(SecretBuffer private_key) {
+  const RegisterScrubber scrubber;
   SF_CHECK_MSG(private_key.size() == kPrivateKeyBytes, std::to_string(private_key.size()));
   PublicKey public_key;
   size_t length = public_key.size();
@@ -48,6 +49,7 @@ KeyPair KeyPair::from_private(SecretBuffer private_key) {
 }
 
 base::Result<SecretBuffer> KeyPair::shared_secret(base::Bytes peer_public) const {
+  const RegisterScrubber scrubber;
   if (peer_public.size() != kPublicKeyBytes) {
     return Error{ErrorCode::kAuth, "the peer's X25519 public key has " +
                                        std::to_string(peer_public.size()) + " bytes, not 32"};

@@ -38,6 +38,7 @@ SecretBuffer extract_all(Bytes salt, Bytes first, Bytes second, Bytes third) {
 Result<SecretBuffer> derive_link_secret(const KeyPair& own, Bytes peer_public, Bytes own_entry,
                                         Bytes peer_entry, bool own_is_low, uint32_t engine,
                                         Bytes job_secret, Bytes kem_secret) {
+  const RegisterScrubber scrubber;
   Result<SecretBuffer> shared = own.shared_secret(peer_public);
   if (!shared.ok()) return shared;
   const Bytes low = own_is_low ? own_entry : peer_entry;
@@ -51,6 +52,7 @@ Result<SecretBuffer> derive_link_secret(const KeyPair& own, Bytes peer_public, B
 
 Result<SecretBuffer> derive_epoch_link_secret(Bytes previous_link, const KeyPair& own,
                                               Bytes peer_public, bool own_is_low, uint32_t epoch) {
+  const RegisterScrubber scrubber;
   Result<SecretBuffer> shared = own.shared_secret(peer_public);
   if (!shared.ok()) return shared;
   const PublicKey own_public = own.public_key();
@@ -65,6 +67,7 @@ Result<SecretBuffer> derive_epoch_link_secret(Bytes previous_link, const KeyPair
 }
 
 SecretBuffer derive_direction_secret(Bytes link, base::Rank from, base::Rank to, uint32_t epoch) {
+  const RegisterScrubber scrubber;
   std::array<uint8_t, 12> context;
   base::ByteWriter writer(context);
   writer.u32(from.value);
@@ -74,6 +77,7 @@ SecretBuffer derive_direction_secret(Bytes link, base::Rank from, base::Rank to,
 }
 
 SecretBuffer derive_path_secret(Bytes direction, base::PathId path) {
+  const RegisterScrubber scrubber;
   std::array<uint8_t, 2> context;
   base::ByteWriter(context).u16(path.value);
   return expand_label(direction, "path", context, kHashBytes);
@@ -81,6 +85,7 @@ SecretBuffer derive_path_secret(Bytes direction, base::PathId path) {
 
 PacketKey derive_packet_key(Bytes path_secret, uint64_t generation, size_t key_bytes,
                             size_t nonce_bytes) {
+  const RegisterScrubber scrubber;
   std::array<uint8_t, 8> context;
   base::ByteWriter(context).u64(generation);
   return {expand_label(path_secret, "key", context, key_bytes),

@@ -74,6 +74,7 @@ PathSealer::PathSealer(const AeadProvider& provider, SecretBuffer path_secret, b
 }
 
 bool PathSealer::seal(Bytes aad, std::span<const Bytes> parts, MutableBytes out, size_t following) {
+  const RegisterScrubber scrubber;
   if (next_ >= seal_limit_) [[unlikely]]
     return false;
   // PROTOCOL.md §2: a packet number is burnt when taken.
@@ -120,6 +121,7 @@ PathOpener::PathOpener(const AeadProvider& provider, SecretBuffer path_secret, b
 
 OpenStatus PathOpener::open(EpochBit epoch_bit, PacketNumber number, Bytes aad, Bytes sealed,
                             MutableBytes out) {
+  const RegisterScrubber scrubber;
   Epoch& epoch = epochs_[epoch_bit & 1];
   const OpenStatus known = check(epoch, number);
   if (known != OpenStatus::kOk) return known;

@@ -16,8 +16,34 @@
 
 #include "base/check.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace securefabric::crypto {
 namespace {
+
+#if defined(__x86_64__)
+[[gnu::target("avx")]] void clear_low_registers() {
+  _mm256_zeroall();
+}
+
+[[gnu::target("avx512f")]] void clear_high_registers() {
+  asm volatile(
+      "vpxorq %%zmm16, %%zmm16, %%zmm16\n\tvpxorq %%zmm17, %%zmm17, %%zmm17\n\t"
+      "vpxorq %%zmm18, %%zmm18, %%zmm18\n\tvpxorq %%zmm19, %%zmm19, %%zmm19\n\t"
+      "vpxorq %%zmm20, %%zmm20, %%zmm20\n\tvpxorq %%zmm21, %%zmm21, %%zmm21\n\t"
+      "vpxorq %%zmm22, %%zmm22, %%zmm22\n\tvpxorq %%zmm23, %%zmm23, %%zmm23\n\t"
+      "vpxorq %%zmm24, %%zmm24, %%zmm24\n\tvpxorq %%zmm25, %%zmm25, %%zmm25\n\t"
+      "vpxorq %%zmm26, %%zmm26, %%zmm26\n\tvpxorq %%zmm27, %%zmm27, %%zmm27\n\t"
+      "vpxorq %%zmm28, %%zmm28, %%zmm28\n\tvpxorq %%zmm29, %%zmm29, %%zmm29\n\t"
+      "vpxorq %%zmm30, %%zmm30, %%zmm30\n\tvpxorq %%zmm31, %%zmm31, %%zmm31"
+      :
+      :
+      : "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25",
+        "xmm26", "xmm27", "xmm28", "xmm29", "xmm30", "xmm31");
+}
+#endif
 
 // Blocks are whole pages on every page size up to 64 KiB, and small against the usual 8 MiB
 // memlock limit: a block holds 1,024 keys.
@@ -184,6 +210,15 @@ void SecretBuffer::release() noexcept {
   Arena::instance().give_back(data_, size_class_of(size_));
   data_ = nullptr;
   size_ = 0;
+}
+
+RegisterScrubber::~RegisterScrubber() {
+#if defined(__x86_64__)
+  static const bool has_avx = __builtin_cpu_supports("avx") != 0;
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f") != 0;
+  if (has_avx) clear_low_registers();
+  if (has_avx512) clear_high_registers();
+#endif
 }
 
 bool forked_child() {

@@ -50,6 +50,18 @@ class SecretBuffer {
   size_t size_ = 0;          // bytes in use; the slot is the next size class up
 };
 
+// Clears the vector registers (x86 with AVX) at the end of its life: the first variable of a
+// function that computes with secrets. Whoever saves registers on the stack would keep what was
+// left in them: a signal, or a function that is bound at its first call. Those above 15, which
+// AVX-512 has and copies use, are hardly ever written by other code, and would show it for long.
+class RegisterScrubber {
+ public:
+  RegisterScrubber() = default;
+  ~RegisterScrubber();
+  RegisterScrubber(const RegisterScrubber&) = delete;
+  RegisterScrubber& operator=(const RegisterScrubber&) = delete;
+};
+
 // True in a child forked from a process that held secrets: the canary word, which shares the
 // arena's fate, reads zero. It stays true for the child's life. One load: cheap enough to ask
 // before every packet. A fork that copies the address space without running fork handlers (raw
