@@ -38,10 +38,10 @@ inline constexpr uint64_t kEagerMessageBytesMax = 64 * 1024;
 // the acknowledgement; copying a larger one would cost more than the wait.
 inline constexpr uint64_t kCopiedMessageBytesMax = 16 * 1024;
 static_assert(kCopiedMessageBytesMax <= kEagerMessageBytesMax);
-// Large messages that are passed on overtake others by this many bytes; then the others have a part
-// in kPassedOnShare + 1 of what is sent.
-inline constexpr uint64_t kPassedOnLead = 1024 * 1024;
-inline constexpr uint64_t kPassedOnShare = 3;
+// Large messages that are passed on take turns with others once these have had so many bytes more:
+// little enough to be in the cache still, and enough to be worth a round trip when the others end,
+// for then a rank would wait for what comes back.
+inline constexpr uint64_t kOthersLead = 1024 * 1024;
 // What one peer may have outstanding of such messages, in charge (see eager_charge): bounds the
 // memory that unexpected messages can take on the receiver.
 inline constexpr uint64_t kEagerWindow = 4 * 1024 * 1024;

@@ -193,19 +193,19 @@ std::optional<DataFrame> SendQueue::next(size_t room) {
 }
 
 std::optional<DataFrame> SendQueue::next_large(size_t room) {
-  const bool has_lost = !large_.empty() && !messages_.at(large_.front()).lost.empty();
-  if (!has_lost && passed_on_lead_ < kPassedOnLead) {
-    if (auto frame = next_from(passed_on_, room)) {
-      if (!large_.empty()) passed_on_lead_ += frame->bytes.size();
+  const bool has_both = !passed_on_.empty() && !large_.empty();
+  const bool has_lost = has_both && !messages_.at(large_.front()).lost.empty();
+  const bool is_others_turn = passed_on_.empty() || has_lost || others_lead_ < kOthersLead;
+  if (is_others_turn) {
+    if (auto frame = next_from(large_, room)) {
+      if (has_both) others_lead_ += frame->bytes.size();
       return frame;
     }
   }
-  if (auto frame = next_from(large_, room)) {
-    passed_on_lead_ -= std::min(passed_on_lead_, kPassedOnShare * frame->bytes.size());
-    return frame;
-  }
-  passed_on_lead_ = 0;
-  return next_from(passed_on_, room);
+  auto frame = next_from(passed_on_, room);
+  if (!frame) return next_from(large_, room);
+  others_lead_ -= std::min<uint64_t>(others_lead_, frame->bytes.size());
+  return frame;
 }
 
 std::optional<DataFrame> SendQueue::next_from(std::deque<uint64_t>& queue, size_t room) {

@@ -4,9 +4,9 @@
 //        └─► waits for a grant (announced if the ▲                 ▲   └─► on_lost ─┐
 //            receiver cannot know of it)  ───────┘                 └────────────────┘
 //
-// Small messages overtake large ones. Large ones that are passed on overtake those that were there
-// from the beginning, for they are still in the cache; but not for ever: kPassedOnLead. Inside each
-// class the order is that of posting, and what was lost goes first, also before what is passed on.
+// Small messages overtake large ones. Large ones that are passed on, which are still in the cache,
+// take turns with those that were there from the beginning, kOthersLead bytes behind them. Inside
+// each class the order is that of posting, and what was lost goes first.
 #pragma once
 
 #include <cstdint>
@@ -96,9 +96,9 @@ class SendQueue {
   std::deque<uint64_t> small_;                         // ids with something to send
   std::deque<uint64_t> passed_on_;                     // likewise
   std::deque<uint64_t> large_;                         // likewise
-  // Bytes of passed_on_ that overtook large_, less kPassedOnShare times those that large_ had
-  // since.
-  uint64_t passed_on_lead_ = 0;
+  // Bytes that large_ had more than passed_on_ while both had something; at most kOthersLead and
+  // one fragment.
+  uint64_t others_lead_ = 0;
   uint64_t next_id_ = 0;                 // never reused on this connection
   uint64_t eager_limit_ = kEagerWindow;  // cumulative, from the peer
   uint64_t eager_charged_ = 0;           // cumulative, never above eager_limit_
