@@ -144,6 +144,8 @@ def test_backend__a_lost_store_is_a_connection_error(
     monkeypatch.setattr("securefabric.store.client.RECOVERY_S", 0.2)
     backend = EncryptedRendezvousBackend(store, "run")
     os.kill(store.client.server.pid, 9)
+    # One that is still dying accepts connections and then says nothing, as a stranger would.
+    os.waitid(os.P_PID, store.client.server.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(RendezvousConnectionError, match="StoreUnavailable"):
         backend.get_state()
 
