@@ -69,7 +69,7 @@ size_t datagram_bytes_for(const LocalAddress& local) {
 }
 
 // Whether all peers can be sent the largest datagrams: they are on this host, and its buffers have
-// room for a few from each of them. Where they have not, acks would wait for more to come.
+// room for a few from each of them. Smaller ones would be overrun.
 bool carries_largest(const std::vector<LocalAddress>& locals, uint64_t receive_budget,
                      uint32_t world_size) {
   constexpr uint64_t kPacketsPerPeer = 3;
