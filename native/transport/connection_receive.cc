@@ -169,7 +169,7 @@ void Connection::handle(Instant now, const wire::AckFrame& frame, PacketContent&
   }
   if (settled_.rtt) {
     const base::Duration host_delay = base::Duration::micros(frame.delay_us) + waited_;
-    path->rtt.on_sample(*settled_.rtt, host_delay);
+    path->on_sample(*settled_.rtt, host_delay, now);
     on_congestion_report(*path, frame.ce_count, now);
   }
   if (settled_.has_progress()) path->probe_count = 0;
@@ -270,7 +270,7 @@ void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFram
 }
 
 void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant now) {
-  path.rtt.on_sample(round_trip, waited_);
+  path.on_sample(round_trip, waited_, now);
   // Small and early: the best sample of a path without a queue. The probes of the MTU that follow
   // queue behind those of other paths.
   path.congestion.on_delay(path.rtt.latest_delay(), now - round_trip, now);

@@ -134,6 +134,10 @@ inline constexpr size_t kPathsWhenCalm = 4;
 inline constexpr base::Duration kCalmPeriod = base::Duration::seconds(1);
 // Delays that differ by less are the same: the noise of a host that is quiet.
 inline constexpr base::Duration kSameDelay = base::Duration::micros(50);
+// A path whose delay was measured so long ago is asked while others carry data, and what it answers
+// takes the place of that delay. A link that was slow is back in a second or so, as one that was
+// cut; not sooner, for a slow one may pass for fast until it has carried data again.
+inline constexpr base::Duration kDelayKept = base::Duration::seconds(1);
 // How often the set of paths in use is looked over.
 inline constexpr base::Duration kReviewInterval = base::Duration::millis(10);
 

@@ -34,6 +34,12 @@ base::Instant SendingPath::probe_deadline() const {
   return since + base::shorter(rtt.pto() * (int64_t{1} << doublings), kPtoMax);
 }
 
+void SendingPath::on_sample(base::Duration sample, base::Duration host_delay, base::Instant now) {
+  if (now - measured_at >= kDelayKept) rtt.forget_delay();
+  measured_at = now;
+  rtt.on_sample(sample, host_delay);
+}
+
 void SendingPath::on_sent(uint64_t bytes, base::Instant now) {
   congestion.on_sent(bytes, now);
   bytes_unasked += bytes;

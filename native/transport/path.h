@@ -60,6 +60,8 @@ struct SendingPath {
   // When the probe timer fires; never while nothing that asks for an ack is in flight. The first
   // time it asks the path, the second it judges the answer, later ones are probe timeouts.
   base::Instant probe_deadline() const;
+  // A sample of the round trip, as RttEstimator takes it. It stands alone after kDelayKept.
+  void on_sample(base::Duration sample, base::Duration host_delay, base::Instant now);
   // Counts a packet as in flight. Where the window is of few packets, a pause follows, so that a
   // window goes out per round trip, whether it is one and a half packets or a quarter.
   void on_sent(uint64_t bytes, base::Instant now);
@@ -97,6 +99,7 @@ struct SendingPath {
   RttEstimator rtt;             // of this pair of sockets
   CongestionWindow congestion;  // bytes this path may have in flight
   SentPackets sent;             // not yet settled
+  base::Instant measured_at;    // when `rtt` got its newest sample
   base::Instant avoided_until;  // end of the round of avoidance
   base::Instant congested_at;   // last ack that told of congestion; 0: none did
   base::Instant paused_until;   // see on_sent()

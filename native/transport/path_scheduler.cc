@@ -147,6 +147,7 @@ size_t PathScheduler::review(Paths paths, Instant now) {
   const bool was_limited = std::exchange(was_limited_, false);
   if (congested > 0 || was_limited) last_trouble_at_ = now;
   if (used == 0) return 0;
+  measure_again(paths, now);
   if (congested > 0 && clear > 0) {
     return add(paths, congested);
   } else if (was_limited && clear == used && used < kPathsOpenedFirst) {
@@ -155,6 +156,13 @@ size_t PathScheduler::review(Paths paths, Instant now) {
     keep(paths, kPathsWhenCalm);
   }
   return 0;
+}
+
+void PathScheduler::measure_again(Paths paths, Instant now) {
+  for (const auto& path : paths) {
+    if (!is_counted_on(*path) || path->sent.has_eliciting_in_flight()) continue;
+    if (now - path->measured_at >= kDelayKept) path->wants_ping = true;
+  }
 }
 
 size_t PathScheduler::add(Paths paths, size_t count) {

@@ -43,6 +43,9 @@ class PathScheduler {
   bool may_keep(base::Duration fastest, const SendQueue& sends, base::Instant now) const;
   SendingPath* pick_measured(Paths paths, base::Duration delay_max, base::Random& random,
                              base::Instant now, bool is_strict);
+  // What was slow is not chosen, and what is not chosen brings no samples: it would stay out for
+  // ever, though its link was repaired long ago. So it is asked now and then.
+  void measure_again(Paths paths, base::Instant now);
   // Takes up to `count` unused paths into use; returns how many are missing.
   size_t add(Paths paths, size_t count);
   // Gives up the slowest until `count` are in use.

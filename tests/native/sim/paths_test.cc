@@ -55,6 +55,51 @@ TEST(Paths, blackholed_path_becomes_suspect_and_returns_when_repaired) {
   }
 }
 
+// Four links and a job that goes on with messages that three of them could carry as well. What was
+// slow was not chosen, so nobody measured it again: for as long as the job had no pause of a
+// second, the fourth link carried nothing more.
+TEST(Paths, a_link_that_was_slow_carries_its_share_when_repaired) {
+  ClusterOptions options = cluster_of(2, 3);
+  options.sockets_per_rank = options.paths_per_peer = 4;
+  options.link.rate_bits_per_second = 400'000'000;
+  options.link.queue_bytes_max = 1'000'000;
+  for (const auto& [count, slow_rate] : {std::pair{300'000, 4'000'000}, {30'000, 20'000'000}}) {
+    Fleet fleet(options);
+    const auto carried = [&] {
+      for (const auto& [peer, paths] : fleet.cluster.engine(0).endpoint().paths()) {
+        for (const auto& path : paths) {
+          if (path.id == base::PathId::from_sockets(3, 3)) return path.message_bytes;
+        }
+      }
+      return uint64_t{0};
+    };
+    const auto work_for = [&, count = count](Duration duration) {
+      const auto end = fleet.cluster.now() + duration;
+      const uint64_t before = carried();
+      uint64_t calls = 0;
+      for (; fleet.cluster.now() < end; ++calls) {
+        fleet.expect_works(all_reduce_of(count));
+        fleet.cluster.run_for(Duration::millis(4));
+      }
+      // Each rank sends so many elements per call.
+      return static_cast<double>(carried() - before) / static_cast<double>(calls * count * 4);
+    };
+    const auto set_rate = [&](uint64_t rate) {
+      for (const uint32_t from : {0, 1}) {
+        const Route route{Rank{from}, Rank{1 - from}, 3, 3};
+        fleet.cluster.link(route).options().rate_bits_per_second = rate;
+      }
+    };
+    work_for(Duration::millis(300));
+    set_rate(static_cast<uint64_t>(slow_rate));
+    work_for(Duration::millis(500));
+    EXPECT_LT(work_for(Duration::millis(500)), 0.05) << count << ": the others are faster";
+    set_rate(400'000'000);
+    work_for(Duration::millis(1'500));
+    EXPECT_GT(work_for(Duration::millis(500)), 0.15) << count;
+  }
+}
+
 TEST(Paths, one_way_blackhole_is_survived) {
   Fleet fleet(four_slow_paths(11));
   fleet.expect_works(all_reduce_of(1'000));

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <utility>
 
 #include "endpoint_pair.h"
 
@@ -184,6 +185,32 @@ TEST_F(PathSchedulerTest, review__collisions_ask_for_other_routes) {
   EXPECT_EQ(used(), 3u);
   paths_[0]->congested_at = paths_[1]->congested_at = at(20'000);
   EXPECT_EQ(scheduler_.review(paths_, at(21'000)), 2u);
+}
+
+TEST_F(PathSchedulerTest, review__asks_what_has_brought_no_sample_for_a_while) {
+  open({100, 100, 20'000, 20'000, 20'000, 20'000});
+  for (const auto& path : paths_) path->measured_at = at(1'000'000);
+  paths_[1]->measured_at = at(1'900'000);
+  paths_[3]->is_in_use = false;
+  paths_[4]->probe_count = 1;
+  SentPacket packet;
+  packet.is_ack_eliciting = true;
+  paths_[5]->sent.on_sent(0, packet);
+  const auto asked = [&](int64_t micros) {
+    scheduler_.review(paths_, at(micros));
+    std::vector<bool> wants;
+    for (const auto& path : paths_) wants.push_back(std::exchange(path->wants_ping, false));
+    return wants;
+  };
+  EXPECT_EQ(asked(1'990'000), std::vector<bool>(6));
+  // Not what stands by, is asked already, or has an answer on its way.
+  EXPECT_EQ(asked(2'000'000), (std::vector<bool>{true, false, true, false, false, false}));
+  EXPECT_EQ(picks(100, at(2'001'000))[2], 0);
+  for (const size_t path : {0, 2}) {
+    paths_[path]->on_sample(Duration::micros(100), Duration(), at(2'001'000));
+  }
+  EXPECT_GT(picks(100, at(2'002'000))[2], 0) << "the link was repaired";
+  EXPECT_EQ(asked(2'890'000), std::vector<bool>(6));
 }
 
 TEST_F(PathSchedulerTest, review__congestion_everywhere_takes_no_path_away) {

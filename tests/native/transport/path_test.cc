@@ -69,6 +69,16 @@ TEST(SendingPath, state_at__is_avoided_for_a_round_trip) {
   EXPECT_EQ(path.state_at(at(14)), PathState::kActive);
 }
 
+TEST(SendingPath, on_sample__an_old_delay_is_not_averaged_with) {
+  SendingPath path = make_path();
+  path.on_sample(Duration::micros(8'000), Duration(), at(5'000));
+  path.on_sample(Duration::micros(800), Duration(), at(5'999));
+  EXPECT_EQ(path.rtt.delay(), Duration::micros(7'100));
+  path.on_sample(Duration::micros(800), Duration(), at(6'999));
+  EXPECT_EQ(path.rtt.delay(), Duration::micros(800));
+  EXPECT_EQ(path.measured_at, at(6'999));
+}
+
 TEST(SendingPath, burst_bytes_max__several_make_a_window) {
   SendingPath path = make_path();
   EXPECT_EQ(path.burst_bytes_max(), kWindowInitial / 4);

@@ -48,6 +48,18 @@ TEST(RttEstimator, on_sample__what_hosts_take_is_not_the_network_s) {
   EXPECT_EQ(rtt.latest_delay(), Duration::micros(1600));
 }
 
+TEST(RttEstimator, forget_delay__the_next_sample_of_the_delay_stands_alone) {
+  RttEstimator rtt;
+  rtt.on_sample(Duration::micros(24'000), Duration());
+  rtt.forget_delay();
+  EXPECT_EQ(rtt.delay(), Duration::micros(24'000)) << "until there is one";
+  rtt.on_sample(Duration::micros(800), Duration());
+  EXPECT_EQ(rtt.delay(), Duration::micros(800));
+  EXPECT_EQ(rtt.srtt(), Duration::micros(21'100)) << "timers go on as before";
+  rtt.on_sample(Duration::micros(1600), Duration());
+  EXPECT_EQ(rtt.delay(), Duration::micros(900));
+}
+
 TEST(RttEstimator, pto__stays_between_floor_and_ceiling) {
   RttEstimator rtt;
   rtt.on_sample(Duration::micros(50), Duration());
