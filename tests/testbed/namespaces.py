@@ -333,6 +333,17 @@ class Bed:
             "GLOO_SOCKET_IFNAME": "e0",
         }
 
+    def links_of(self, host: int, other: int, ports: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the link that a host's kernel hashes UDP onto, from a port to the other's port."""
+        sender, receiver = self.hosts[host - 1], self.hosts[other - 1]
+        ends = f"{receiver.address} from {sender.address}"
+        asked = [f"route get {ends} ipproto udp sport {own} dport {its}" for own, its in ports]
+        command = ["ip", "-6" if self.is_ipv6 else "-4", "-n", sender.namespace, "-o"]
+        shown = _must([*command, "-batch", "-"], "\n".join(asked) + "\n")
+        links = [int(link) for link in re.findall(r" dev p(\d+) ", shown)]
+        assert len(links) == len(ports), shown
+        return links
+
     def link_bytes(self, host: int) -> list[int]:
         """Return how many bytes a host has sent over each link so far."""
         counted = []
