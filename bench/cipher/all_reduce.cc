@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "collective/plan.h"
+#include "collective/stripes.h"
 #include "net/clock.h"
 #include "net/entropy.h"
 #include "net/fabric.h"
@@ -35,7 +36,8 @@ using base::Instant;
 using base::Rank;
 
 constexpr uint32_t kRanksMax = 16;
-constexpr size_t kAddressesMax = 16;
+constexpr size_t kEnginesMax = 16;    // as many as securefabric/options.py allows
+constexpr size_t kAddressesMax = 16;  // of an engine
 constexpr size_t kCallsMax = 20'000;
 constexpr size_t kCallsMin = 10;
 constexpr size_t kWarmupCalls = 5;
@@ -47,19 +49,24 @@ struct Settings {
   std::vector<uint64_t> sizes;  // bytes, multiples of 4
   double seconds = 0.5;         // of timing, per size
   size_t paths = net::FabricConfig().paths_per_peer;
+  size_t engines = net::FabricConfig().engines;  // of each rank
   bool use_gso = true;
   bool use_gro = true;
 };
 
+// What a rank tells the others of one of its engines.
+struct EnginePage {
+  std::array<uint8_t, 32> public_key;
+  base::Spi spi_base;
+  std::array<base::SocketAddress, kAddressesMax> addresses;
+  size_t address_count;
+};
 // What a rank tells the others and its parent, in memory that all of them share. A rank writes
 // only its own.
 struct RankPage {
   std::atomic<bool> is_published;
   base::BootId boot_id;
-  std::array<uint8_t, 32> public_key;
-  base::Spi spi_base;
-  std::array<base::SocketAddress, kAddressesMax> addresses;
-  size_t address_count;
+  std::array<EnginePage, kEnginesMax> engines;  // as many as the settings say
   size_t datagram_bytes_max;
   uint64_t wrong;                         // elements of the checked call
   uint64_t wrong_in_all;                  // the same over all sizes
@@ -101,6 +108,7 @@ class RankProcess {
     config.world_size = config.local_world_size = settings.ranks;
     config.addresses = {"127.0.0.1"};
     config.paths_per_peer = settings.paths;
+    config.engines = settings.engines;
     config.use_gso = settings.use_gso;
     config.use_gro = settings.use_gro;
     fabric_ = must(
@@ -109,8 +117,7 @@ class RankProcess {
     publish();
     std::vector<Rank> members;
     for (uint32_t i = 0; i < settings.ranks; ++i) members.push_back(Rank{i});
-    group_ =
-        must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true)).front();
+    groups_ = must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true));
   }
 
   // Leaves the times in this rank's page.
@@ -149,12 +156,15 @@ class RankProcess {
   void publish() {
     RankPage& own = pages_.ranks[rank_];
     own.boot_id = fabric_->boot_id();
-    const net::EngineEntry& engine = fabric_->engine_entries().front();
-    own.public_key = engine.public_key;
-    own.spi_base = engine.spi_base;
-    own.address_count = engine.addresses.size();
-    SF_CHECK(own.address_count <= kAddressesMax);
-    std::copy(engine.addresses.begin(), engine.addresses.end(), own.addresses.begin());
+    for (size_t i = 0; i < settings_.engines; ++i) {
+      const net::EngineEntry& engine = fabric_->engine_entries()[i];
+      EnginePage& page = own.engines[i];
+      page.public_key = engine.public_key;
+      page.spi_base = engine.spi_base;
+      page.address_count = engine.addresses.size();
+      SF_CHECK(page.address_count <= kAddressesMax);
+      std::copy(engine.addresses.begin(), engine.addresses.end(), page.addresses.begin());
+    }
     own.datagram_bytes_max = fabric_->datagram_bytes_max();
     const auto entry = entry_of(rank_);
     if (const base::Status status = fabric_->set_entry(entry); !status) {
@@ -171,14 +181,19 @@ class RankProcess {
     transport::PeerDescription description;
     description.rank = peer;
     description.boot_id = page.boot_id;
-    description.public_key.assign(page.public_key.begin(), page.public_key.end());
-    description.spi_base = page.spi_base;
-    description.addresses.assign(page.addresses.begin(),
-                                 page.addresses.begin() + page.address_count);
     description.datagram_bytes_max = page.datagram_bytes_max;
     const auto entry = entry_of(peer.value);
     description.entry.assign(entry.begin(), entry.end());
-    return std::optional(net::Fabric::Peer{std::move(description)});
+    net::Fabric::Peer engines;
+    for (size_t i = 0; i < settings_.engines; ++i) {
+      const EnginePage& engine = page.engines[i];
+      description.public_key.assign(engine.public_key.begin(), engine.public_key.end());
+      description.spi_base = engine.spi_base;
+      description.addresses.assign(engine.addresses.begin(),
+                                   engine.addresses.begin() + engine.address_count);
+      engines.push_back(description);
+    }
+    return std::optional(std::move(engines));
   }
 
   void all_reduce(std::vector<float>& values) {
@@ -202,34 +217,57 @@ class RankProcess {
     run(std::move(plan), {});
   }
 
-  void run(collective::CollectiveRequest plan, collective::OperationRequest request) {
-    plan.rank = group_->rank;
-    plan.size = group_->size();
-    plan.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
-    request.group = group_;
-    request.kind = plan.kind;
-    request.schedule = collective::plan(plan);
-    const auto operation = std::make_shared<collective::Operation>(std::move(request));
-    operation->is_synchronous = true;
-    if (const base::Status status = fabric_->driver().submit(operation); !status) {
-      fail(status.error().message);
+  // Cut as native/torch/call.cc cuts a call, and started in the order of native/torch/work.cc.
+  void run(collective::CollectiveRequest whole, const collective::OperationRequest& request) {
+    whole.rank = groups_.front()->rank;
+    whole.size = groups_.front()->size();
+    whole.scratch_buffer = static_cast<uint32_t>(request.buffers.size());
+    collective::StripeOptions options;  // a stripe has at least as many bytes as in the product
+    options.engines = static_cast<uint32_t>(groups_.size());
+    const uint32_t stripes = collective::count_stripes(whole, options);
+    const uint64_t number = next_collective_++;
+    std::vector<std::shared_ptr<collective::Operation>> operations;
+    for (uint32_t stripe = 0; stripe < stripes; ++stripe) {
+      auto wanted = stripes == 1 ? std::move(whole) : collective::stripe_of(whole, stripe, stripes);
+      operations.push_back(make_operation(wanted, request, stripe, number));
     }
-    if (!fabric_->driver().wait(operation, net::now() + kPatience)) fail("an operation hangs");
-    if (operation->error) fail(operation->error->message);
+    operations.front()->is_synchronous = true;
+    for (uint32_t engine = stripes; engine-- > 0;) {
+      net::Driver& driver = fabric_->driver(engine);
+      const base::Status status =
+          engine == 0 ? driver.submit(operations[0]) : driver.delegate(operations[engine]);
+      if (!status) fail(status.error().message);
+    }
+    const Instant limit = net::now() + kPatience;
+    for (uint32_t engine = 0; engine < stripes; ++engine) {
+      if (!fabric_->driver(engine).wait(operations[engine], limit)) fail("an operation hangs");
+      if (operations[engine]->error) fail(operations[engine]->error->message);
+    }
+  }
+
+  std::shared_ptr<collective::Operation> make_operation(const collective::CollectiveRequest& wanted,
+                                                        collective::OperationRequest request,
+                                                        uint32_t engine, uint64_t number) const {
+    request.group = groups_[engine];
+    request.kind = wanted.kind;
+    request.sequence = number;
+    request.schedule = collective::plan(wanted);
+    return std::make_shared<collective::Operation>(std::move(request));
   }
 
   const Settings& settings_;
   SharedPages& pages_;
   const uint32_t rank_;
   std::shared_ptr<net::Fabric> fabric_;
-  std::shared_ptr<collective::Group> group_;
+  net::Fabric::Groups groups_;    // the group in each engine
+  uint64_t next_collective_ = 0;  // its number, the same in all engines
 };
 
 void print_times(const Settings& settings, const SharedPages& pages, uint64_t size_bytes) {
   double cpu_s = 0;
   uint64_t wrong = 0;
-  std::printf("{\"size_bytes\": %llu, \"times_us\": [",
-              static_cast<unsigned long long>(size_bytes));
+  std::printf("{\"size_bytes\": %llu, \"engines\": %zu, \"times_us\": [",
+              static_cast<unsigned long long>(size_bytes), settings.engines);
   for (uint32_t rank = 0; rank < settings.ranks; ++rank) {
     const RankPage& page = pages.ranks[rank];
     cpu_s += page.cpu_s;
@@ -265,10 +303,10 @@ void run_rank(const Settings& settings, SharedPages& pages, uint32_t rank,
 
 constexpr const char* kUsage =
     "usage: bench_all_reduce --sizes BYTES,... [--suite NAME] [--ranks N] [--seconds S]\n"
-    "                        [--paths N] [--no-gso] [--no-gro]\n\n"
-    "Starts N ranks on this host and prints a line of JSON per size: the microseconds of each "
-    "call\n"
-    "on each rank, CPU seconds of all ranks per call, elements that were wrong.\n";
+    "                        [--engines N] [--paths N] [--no-gso] [--no-gro]\n\n"
+    "Starts N ranks on this host, each with as many engines, and prints a line of JSON per size:\n"
+    "the microseconds of each call on each rank, CPU seconds of all ranks per call, elements that\n"
+    "were wrong.\n";
 
 // A number in [least, most], or the end of this program.
 uint64_t parse_number(const char* text, uint64_t least, uint64_t most) {
@@ -282,11 +320,12 @@ uint64_t parse_number(const char* text, uint64_t least, uint64_t most) {
 }
 
 Settings parse_arguments(int argc, char** argv) {
-  enum Option { kSizes = 1, kSuite, kRanks, kSeconds, kPaths, kNoGso, kNoGro, kHelp };
+  enum Option { kSizes = 1, kSuite, kRanks, kSeconds, kEngines, kPaths, kNoGso, kNoGro, kHelp };
   const option options[] = {{"sizes", required_argument, nullptr, kSizes},
                             {"suite", required_argument, nullptr, kSuite},
                             {"ranks", required_argument, nullptr, kRanks},
                             {"seconds", required_argument, nullptr, kSeconds},
+                            {"engines", required_argument, nullptr, kEngines},
                             {"paths", required_argument, nullptr, kPaths},
                             {"no-gso", no_argument, nullptr, kNoGso},
                             {"no-gro", no_argument, nullptr, kNoGro},
@@ -307,6 +346,7 @@ Settings parse_arguments(int argc, char** argv) {
         settings.ranks = static_cast<uint32_t>(parse_number(optarg, 1, kRanksMax));
         break;
       case kSeconds: settings.seconds = std::atof(optarg); break;
+      case kEngines: settings.engines = parse_number(optarg, 1, kEnginesMax); break;
       case kPaths: settings.paths = parse_number(optarg, 1, 256); break;
       case kNoGso: settings.use_gso = false; break;
       case kNoGro: settings.use_gro = false; break;
