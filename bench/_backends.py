@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from _devices import own_device
 from _operations import ROOT, Case
 from torch.distributed.rendezvous import rendezvous
 
@@ -51,9 +52,17 @@ class Backend(Protocol):
     name: str
     rank: int
     ranks: int
+    device: torch.device
+    """Where its tensors lie."""
 
     def bind(self, case: Case) -> Callable[[], object]:
-        """Return what runs the case's operation once. Raises Unsupported."""
+        """Return what runs the case's operation once, until its result is there.
+
+        Raises Unsupported; so may the first call, on some ranks or on all.
+        """
+
+    def synchronise(self) -> None:
+        """Wait until the device has done what this thread gave it to do."""
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -72,15 +81,46 @@ class Unsupported(Exception):
 class TorchBackend:
     """A torch.distributed process group."""
 
-    def __init__(self, name: str, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        group: dist.ProcessGroup | None,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  it cannot change
+    ) -> None:
         self.name = name
+        self.device = device
         self.rank = dist.get_rank()
         self.ranks = dist.get_world_size()
         self.group = group
         """None: the default one."""
 
     def bind(self, case: Case) -> Callable[[], object]:
-        """Return what runs the case's operation once."""
+        """Return what runs the case's operation once, until its result is there."""
+        call = self._call_of(case)
+        if self.device.type == "cpu":
+            return call
+        is_gloo = self.name == "gloo"
+        if is_gloo and case.operation.name == "send_recv":
+            # It would take the address for one of host memory, and lose its connections.
+            raise Unsupported("gloo sends and receives no tensors on a GPU")
+
+        def run() -> None:
+            try:
+                call()
+                self.synchronise()
+            except RuntimeError as error:
+                if not is_gloo:
+                    raise
+                raise Unsupported(f"gloo has no {case.operation.name} of it: {error}") from error
+
+        return run
+
+    def synchronise(self) -> None:
+        """Wait for the current stream: `wait` of a work has only made it wait for the result."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _call_of(self, case: Case) -> Callable[[], object]:
         group, source, target = self.group, case.input, case.output
         op = _TORCH_OPS[case.reduce_op]
         is_root = self.rank == ROOT
@@ -133,6 +173,7 @@ class MpiBackend:
     """MPI's communicator of all ranks, on the memory of the same tensors."""
 
     name = "mpi"
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         for setting, value in _MPI_SETTINGS.items():
@@ -170,6 +211,9 @@ class MpiBackend:
         }
         return calls[case.operation.name]
 
+    def synchronise(self) -> None:
+        """Return at once: nothing runs elsewhere."""
+
     def _op(self, reduce_op: str) -> object:
         return getattr(self._mpi, reduce_op.upper(), None)
 
@@ -191,7 +235,7 @@ class MpiBackend:
         return f"{version}, {os.environ.get(_MPI_TRANSPORT, 'its own choice')}"
 
 
-def join(names: Sequence[str]) -> list[Backend]:
+def join(names: Sequence[str], device: str = "cpu") -> list[Backend]:
     """Meet the other ranks and return the backends, in this order. All ranks must ask alike."""
     # First: mpi:// would start MPI without our settings.
     backends: dict[str, Backend] = {"mpi": MpiBackend()} if "mpi" in names else {}
@@ -199,9 +243,10 @@ def join(names: Sequence[str]) -> list[Backend]:
     wanted = [name for name in names if name != "mpi"]
     if wanted:
         _init_world(wanted[0])
-        backends[wanted[0]] = TorchBackend(wanted[0], None)
+        own = own_device(device, dist.get_rank())
+        backends[wanted[0]] = TorchBackend(wanted[0], None, own)
         for name in wanted[1:]:
-            backends[name] = TorchBackend(name, dist.new_group(backend=name))
+            backends[name] = TorchBackend(name, dist.new_group(backend=name), own)
     return [backends[name] for name in names]
 
 

@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return a score of each next byte: (batch, tokens, 256)."""
-        places = self.places(torch.arange(tokens.shape[1]))
+        places = self.places(torch.arange(tokens.shape[1], device=tokens.device))
         scores: Tensor = self.next(self.norm(self.blocks(self.tokens(tokens) + places)))
         return scores
 

@@ -83,9 +83,19 @@ class Timing:
         self.call = self.backend.bind(self.case)
 
     def check(self) -> None:
-        """Run once with a pattern and count what is wrong. All ranks must call this."""
+        """Run once with a pattern and count what is wrong. All ranks must call this.
+
+        Raises Unsupported on all of them when it is that on one.
+        """
         self.case.fill()
-        self.call()
+        refusal = ""
+        try:
+            self.call()
+        except Unsupported as error:
+            refusal = str(error)
+        refusals = [each for each in self._everyones(refusal) if each]
+        if refusals:
+            raise Unsupported(refusals[0])
         self.wrong += sum(self._everyones(self.case.wrong()))
 
     def plan(self) -> int:
@@ -146,6 +156,7 @@ class Timing:
         Where there is a root, some ranks need not wait for others and would run ahead of them, so
         all ranks meet before each call, which counts in neither.
         """
+        self.backend.synchronise()  # each call ends with that, too: see Backend.bind
         meet = self.backend.barrier if self.case.operation.has_root else None
         cpu_s = self.backend.cpu_s
         times_ns, met_s, started_s = [], 0.0, cpu_s()
@@ -200,13 +211,15 @@ def take_turns(
             reduce_op=reduce_op,
             rank=backend.rank,
             ranks=backend.ranks,
+            device=backend.device,
         )
         try:
-            timings.append(Timing(backend, case, turns.effort()))
+            timing = Timing(backend, case, turns.effort())
+            timing.check()
         except Unsupported as error:
             say(backend, f"left out: {error}")
-    for timing in timings:
-        timing.check()
+        else:
+            timings.append(timing)
     counts = [timing.plan() for timing in timings]
     for _ in range(turns.rounds):
         for timing, count in zip(timings, counts, strict=True):
@@ -251,6 +264,9 @@ def describe_machine(backends: Sequence[Backend]) -> dict[str, object]:
         "wmem_max": _text("/proc/sys/net/core/wmem_max"),
     }
     for backend in backends:
+        if backend.device.type == "cuda":
+            facts["gpu"] = torch.cuda.get_device_name(backend.device)
+            facts["gpus"] = torch.cuda.device_count()  # the ranks of this host share them
         if isinstance(backend, MpiBackend):
             facts["mpi"] = backend.describe()
         elif backend.name == "securefabric":

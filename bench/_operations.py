@@ -154,8 +154,12 @@ def make_case(
     reduce_op: str,
     rank: int,
     ranks: int,
+    device: torch.device | None = None,
 ) -> Case:
-    """Return a case of about this size: at least one element per rank where it is divided."""
+    """Return a case of about this size: at least one element per rank where it is divided.
+
+    Its buffers lie on the device; in host memory without one.
+    """
     parts = ranks if operation.is_divided() else 1
     count = max(1, size_bytes // dtype.itemsize // parts)
     if operation.name == "barrier":
@@ -164,7 +168,7 @@ def make_case(
     def buffer(kind: str) -> Tensor:
         is_whole = kind == "whole" or (kind == "root" and rank == ROOT)
         elements = count * ranks if is_whole else 0 if kind == "root" else count
-        return torch.zeros(elements, dtype=dtype)
+        return torch.zeros(elements, dtype=dtype, device=device)
 
     source = buffer(operation.inputs)
     return Case(

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from _backends import NAMES, Backend, Unsupported, join, leave
+from _devices import add_device_option, check_device
 from _launch import run_as_rank
 from _measure import Effort, Row, Timing, describe_machine, write_json
 from _operations import DTYPES, OPERATIONS, REDUCE_OPS, make_case, parse_size
@@ -38,6 +39,7 @@ def measure(backend: Backend, name: str, size: int, arguments: argparse.Namespac
         reduce_op=arguments.redop,
         rank=backend.rank,
         ranks=backend.ranks,
+        device=backend.device,
     )
     effort = Effort(warmup=arguments.warmup, iterations=arguments.iters, seconds=arguments.seconds)
     timing = Timing(backend, case, effort)
@@ -74,7 +76,7 @@ def _line(*cells: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    [backend] = join([arguments.backend])
+    [backend] = join([arguments.backend], arguments.device)
     is_first = backend.rank == 0
     rows = []
     if is_first:
@@ -117,6 +119,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backend", choices=NAMES, default="securefabric")
+    add_device_option(parser)
     parser.add_argument(
         "--op", type=operations, default=["all_reduce"], help="one, several (a,b,c) or all"
     )
@@ -132,6 +135,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.factor < 2:
         parser.error("--factor must be at least 2")
+    check_device(parser, arguments.device, [arguments.backend])
     return arguments
 
 

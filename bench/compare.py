@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from _backends import NAMES, Backend, is_launched, join, leave
+from _devices import HOST_ONLY, add_device_option, check_device
 from _launch import run_as_rank, start_ranks
 from _measure import Row, Turns, describe_machine, ratios, say, take_turns, write_json
 from _operations import DTYPES, OPERATIONS, REDUCE_OPS, format_size, parse_size
@@ -27,8 +28,10 @@ SIZES = "8,1K,4K,64K,256K,1M,16M,64M,256M"
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure as one of the launched ranks; the first prints."""
-    backends = join(arguments.backends)
+    backends = join(arguments.backends, arguments.device)
     first = backends[0]
+    for name in arguments.left_out:
+        say(first, f"{name} is left out: it takes no tensors on a GPU")
     comparisons = [
         rows for name in arguments.ops for rows in compare_sizes(backends, name, arguments)
     ]
@@ -99,9 +102,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--backends",
         type=lambda text: _names(NAMES, text),
-        default=list(NAMES),
-        help="the first is compared with each of the others (securefabric,gloo,mpi)",
+        help="the first is compared with each of the others (securefabric,gloo,mpi; with "
+        "--device cuda without mpi)",
     )
+    add_device_option(parser)
     parser.add_argument(
         "--ops",
         type=lambda text: _names(tuple(OPERATIONS), text),
@@ -122,7 +126,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="per backend and size (1.0)")
     parser.add_argument("--json", type=Path, help="also write everything here")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.left_out = ()
+    if arguments.backends is None:
+        arguments.left_out = () if arguments.device == "cpu" else HOST_ONLY
+        arguments.backends = [name for name in NAMES if name not in arguments.left_out]
+    check_device(parser, arguments.device, arguments.backends)
+    return arguments
 
 
 def main() -> int:

@@ -42,7 +42,7 @@ COLOURS: Final = {
     "no communication": "tab:grey",
 }
 NULL: Final = "null"  # the variant of ablations.py that does not encrypt
-FACTS: Final = ("cpu", "cores", "kernel", "torch", "suite", "mpi", "wireguard", "commit")
+FACTS: Final = ("cpu", "cores", "gpu", "kernel", "torch", "suite", "mpi", "wireguard", "commit")
 
 
 def label_of(backend: str, machine: Data) -> str:

@@ -23,6 +23,7 @@ from typing import Final
 import torch
 from _backends import Backend, TorchBackend, is_launched, join, leave
 from _decoder import BYTES, Decoder, Shape, draw_batch, load_text
+from _devices import add_device_option, check_device
 from _launch import run_as_rank, start_ranks
 from _measure import describe_machine, percentile, ratios, say, write_json
 from torch import Tensor
@@ -64,6 +65,7 @@ class Copy:
 
     def step(self, tokens: Tensor, following: Tensor, *, is_timed: bool) -> None:
         """Learn from one batch."""
+        self.backend.synchronise()
         started_cpu_s, started = self.backend.cpu_s(), time.perf_counter()
         self.optimizer.zero_grad()
         syncing = self.model.no_sync() if self.name == ALONE else contextlib.nullcontext()
@@ -72,6 +74,7 @@ class Copy:
             loss = functional.cross_entropy(scores.reshape(-1, BYTES), following.reshape(-1))
             loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.backend.synchronise()
         ended, ended_cpu_s = time.perf_counter(), self.backend.cpu_s()
         self.losses.append(loss.item())
         if is_timed:
@@ -94,7 +97,8 @@ class Copy:
 
 def make_copy(name: str, backend: TorchBackend, shape: Shape) -> Copy:
     torch.manual_seed(SEED)
-    model = DistributedDataParallel(Decoder(shape), process_group=backend.group)
+    decoder = Decoder(shape).to(backend.device)  # drawn in host memory: the same on any device
+    model = DistributedDataParallel(decoder, process_group=backend.group)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     return Copy(name, backend, model, optimizer)
 
@@ -105,7 +109,8 @@ def train(copies: list[Copy], shape: Shape, arguments: argparse.Namespace) -> No
     for step in range(arguments.warmup + arguments.steps):
         if step % 10 == 0:
             say(meet, f"training step {step} on {meet.ranks} ranks ...")
-        batch = draw_batch(text, shape, step * meet.ranks + meet.rank)
+        tokens, following = draw_batch(text, shape, step * meet.ranks + meet.rank)
+        batch = (tokens.to(meet.device), following.to(meet.device))
         first = step % len(copies)
         for copy in copies[first:] + copies[:first]:
             meet.barrier()
@@ -114,7 +119,11 @@ def train(copies: list[Copy], shape: Shape, arguments: argparse.Namespace) -> No
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure as one of the launched ranks; the first prints."""
-    backends = [each for each in join(arguments.backends) if isinstance(each, TorchBackend)]
+    backends = [
+        each
+        for each in join(arguments.backends, arguments.device)
+        if isinstance(each, TorchBackend)
+    ]
     first = backends[0]
     shape = Shape(
         layers=arguments.layers,
@@ -194,6 +203,7 @@ def parse_arguments() -> argparse.Namespace:
         default=list(NAMES),
         help="the first is compared with each of the others (securefabric,gloo)",
     )
+    add_device_option(parser)
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each copy (60)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones (3)")
     sizes = Shape()
@@ -210,6 +220,7 @@ def parse_arguments() -> argparse.Namespace:
     unknown = [name for name in arguments.backends if name not in NAMES]
     if unknown:
         parser.error(f"no {unknown[0]}; there are {', '.join(NAMES)}")
+    check_device(parser, arguments.device, arguments.backends)
     return arguments
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jobs import ROOT, mpirun, run_job, torchrun
 from testbed.namespaces import why_not
 
@@ -124,6 +125,112 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     """Import a module of bench/ into this process."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     return __import__
+
+
+def parse(
+    bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, script: str, *options: str
+) -> Any:
+    """What a script makes of a command line."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
+    return bench(script).parse_arguments()
+
+
+@pytest.mark.parametrize("script", ["compare", "collectives", "training"])
+def test_device__cuda_needs_a_torch_that_has_it(
+    script: str,
+    bench: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert parse(bench, monkeypatch, script).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parse(bench, monkeypatch, script, "--device", "cuda").device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        parse(bench, monkeypatch, script, "--device", "cuda")
+    assert ended.value.code == 2
+    assert f"torch {torch.__version__} finds no CUDA here" in capsys.readouterr().err
+
+
+def test_device__mpi_takes_no_tensors_on_a_gpu(
+    bench: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    everywhere = parse(bench, monkeypatch, "compare")
+    assert (everywhere.backends, everywhere.left_out) == (["securefabric", "gloo", "mpi"], ())
+    on_gpu = parse(bench, monkeypatch, "compare", "--device", "cuda")
+    assert (on_gpu.backends, on_gpu.left_out) == (["securefabric", "gloo"], ("mpi",))
+    for command in (["compare", "--backends", "gloo,mpi"], ["collectives", "--backend", "mpi"]):
+        with pytest.raises(SystemExit):
+            parse(bench, monkeypatch, *command, "--device", "cuda")
+        assert "mpi takes no tensors on a GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gloo", "securefabric"])
+def test_device__a_call_ends_when_the_gpu_has_the_result(
+    name: str, bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history: list[str] = []
+
+    def fail() -> None:
+        raise RuntimeError("unsupported device type")
+
+    class Stream:
+        def synchronize(self) -> None:
+            history.append("synchronised")
+
+    backends, operations = bench("_backends"), bench("_operations")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    backend = object.__new__(backends.TorchBackend)  # its group is not asked for anything
+    backend.name, backend.device = name, torch.device("cuda", 0)
+    sizes = {"dtype": torch.float32, "reduce_op": "sum", "rank": 0, "ranks": 2}
+    case = operations.make_case(operations.OPERATIONS["all_reduce"], 64, **sizes)
+    monkeypatch.setattr(backend, "_call_of", lambda _: lambda: history.append("called"))
+    backend.bind(case)()
+    assert history == ["called", "synchronised"]
+    monkeypatch.setattr(backend, "_call_of", lambda _: fail)
+    with pytest.raises(backends.Unsupported if name == "gloo" else RuntimeError):
+        backend.bind(case)()
+
+
+def test_take_turns__leaves_out_what_refuses_its_first_call(
+    bench: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Alone:
+        """A backend of one rank; its neighbour on another may be the one that refuses."""
+
+        rank, ranks, device = 0, 1, torch.device("cpu")
+
+        def __init__(self, name: str, neighbours_refusal: str) -> None:
+            self.name, self.refusal = name, neighbours_refusal
+
+        def bind(self, _: object) -> Callable[[], object]:
+            return lambda: None
+
+        def barrier(self) -> None:
+            pass
+
+        synchronise = barrier
+
+        def all_gather(self, value: Any) -> list[Any]:
+            return [value, self.refusal] if isinstance(value, str) else [value]
+
+        def cpu_s(self) -> float:
+            return 0.0
+
+    measure, operations = bench("_measure"), bench("_operations")
+    rows = measure.take_turns(
+        [Alone("able", ""), Alone("unable", "no such tensors")],
+        operations.OPERATIONS["all_reduce"],
+        64,
+        dtype=torch.float32,
+        reduce_op="sum",
+        turns=measure.Turns(rounds=1, iterations=2),
+    )
+    assert {name: row.wrong for name, row in rows.items()} == {"able": 0}
+    assert "left out: no such tensors" in capsys.readouterr().err
 
 
 def check_roofline(rows: list[dict[str, Any]]) -> None:
