@@ -1,17 +1,22 @@
 """What each part costs or brings: all_reduce without encryption, without offloads, on one path.
 
     python bench/ablations.py --ranks 2,4 --sizes 8,64K,1M,16M,64M
+    python bench/ablations.py --ablation engines         # large ones, by the engines of a rank
 
 Runs ranks of the native core on this host, without Python and PyTorch in them, so that what differs
 between two variants is all that differs. The variants take turns (A B C A B C ...). "null" is a
 program of its own that copies packets where the product seals and opens them; the product has no
 such switch. Build them with `make native-test`, or by `make bench`.
+
+An engine keeps a core busy, so more of them than there are cores are left out, unless --crowded
+asks for them. A call is cut into no more stripes than it has 512 KB, so small ones use fewer.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -36,9 +41,27 @@ class Variant:
     options: tuple[str, ...]
     against: str
     """The variant its time is divided by: what a reader wants to know of it."""
+    engines: int = 1
+    """Of each rank."""
 
 
-VARIANTS: Final = (
+@dataclass(frozen=True)
+class Ablation:
+    """What is measured in one run."""
+
+    variants: tuple[Variant, ...]
+    left_out: tuple[str, ...]
+    """Variants that only run when they are named."""
+    sizes: str
+
+
+def with_engines(engines: int) -> Variant:
+    """Return the reference with so many engines."""
+    options = ("--suite", REFERENCE, "--engines", str(engines))
+    return Variant(f"{engines}-engine{'s'[: engines > 1]}", PRODUCT, options, "1-engine", engines)
+
+
+PARTS: Final = (
     Variant("null", NULL, ("--suite", REFERENCE), "null"),
     Variant("aegis-256x2", PRODUCT, ("--suite", "aegis-256x2"), "null"),
     Variant("aes-256-gcm", PRODUCT, ("--suite", "aes-256-gcm"), "null"),
@@ -48,7 +71,10 @@ VARIANTS: Final = (
     Variant("no-gro", PRODUCT, ("--suite", REFERENCE, "--no-gro"), REFERENCE),
     Variant("no-offload", PRODUCT, ("--suite", REFERENCE, "--no-gso", "--no-gro"), REFERENCE),
 )
-DEFAULT: Final = tuple(one.name for one in VARIANTS if one.name != "chacha20-poly1305")
+ABLATIONS: Final = {
+    "parts": Ablation(PARTS, ("chacha20-poly1305",), "8,4K,64K,1M,16M,64M"),
+    "engines": Ablation(tuple(map(with_engines, (1, 2, 4, 8))), (), "1M,4M,16M,64M,256M"),
+}
 
 
 @dataclass
@@ -82,6 +108,8 @@ class Row:
     """One variant at one size."""
 
     variant: str
+    engines: int
+    """Of each rank."""
     ranks: int
     size_bytes: int
     calls: int
@@ -93,6 +121,17 @@ class Row:
     ratio: float | None
     """p50 over p50 of `against`; None where that was not measured."""
     wrong: int
+
+
+def fitting(variants: list[Variant], ranks: int, cores: int) -> list[Variant]:
+    """Return those whose engines have a core each, and all of one engine; name the others."""
+    fits = {variant.name: ranks * variant.engines <= cores for variant in variants}
+    for variant in variants:
+        if variant.engines > 1 and not fits[variant.name]:
+            engines = ranks * variant.engines
+            why = f"{engines} engines on {cores} cores would take turns; --crowded measures that"
+            print(f"# {variant.name} left out on {ranks} ranks: {why}", flush=True)
+    return [variant for variant in variants if variant.engines == 1 or fits[variant.name]]
 
 
 def measure(
@@ -130,19 +169,20 @@ def rows_of(
     variants: list[Variant], ranks: int, samples: dict[tuple[str, int], Samples]
 ) -> Iterable[Row]:
     """Yield a row for each variant and size."""
-    against = {variant.name: variant.against for variant in variants}
+    by_name = {variant.name: variant for variant in variants}
     for (name, size), taken in samples.items():
-        p50_us = taken.percentile_us(50)
-        rival = samples.get((against[name], size))
+        p50_us, against = taken.percentile_us(50), by_name[name].against
+        rival = samples.get((against, size))
         yield Row(
             variant=name,
+            engines=by_name[name].engines,
             ranks=ranks,
             size_bytes=size,
             calls=len(taken.times_us[0]),
             p50_us=p50_us,
             p99_us=taken.percentile_us(99),
             cpu_s_per_call=percentile(taken.cpu_s, 50),
-            against=against[name],
+            against=against,
             ratio=p50_us / rival.percentile_us(50) if rival else None,
             wrong=taken.wrong,
         )
@@ -165,12 +205,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = {variant.name: variant for variant in VARIANTS}
+    parser.add_argument("--ablation", choices=tuple(ABLATIONS), default="parts", help="(parts)")
+    known = {one.name: one for ablation in ABLATIONS.values() for one in ablation.variants}
     parser.add_argument(
         "--variants",
         type=lambda text: [known[name] for name in text.split(",")],
-        default=[known[name] for name in DEFAULT],
-        help=f"some of {','.join(known)} (all but chacha20-poly1305)",
+        help=f"some of {','.join(known)} (those of the ablation, but chacha20-poly1305)",
     )
     parser.add_argument(
         "--ranks", type=lambda text: [int(part) for part in text.split(",")], default=[2, 4]
@@ -178,21 +218,35 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sizes",
         type=lambda text: [parse_size(part) for part in text.split(",")],
-        default="8,4K,64K,1M,16M,64M",
-        help="sizes (%(default)s)",
+        help="sizes ("
+        + "; ".join(f"{name}: {ablation.sizes}" for name, ablation in ABLATIONS.items())
+        + ")",
+    )
+    parser.add_argument(
+        "--crowded", action="store_true", help="also more engines than this host has cores"
     )
     parser.add_argument("--rounds", type=int, default=4, help="turns of each variant (4)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per variant and size (1.0)")
     parser.add_argument("--json", type=Path, help="also write everything here")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    ablation = ABLATIONS[arguments.ablation]
+    if arguments.variants is None:
+        arguments.variants = [one for one in ablation.variants if one.name not in ablation.left_out]
+    if arguments.sizes is None:
+        arguments.sizes = [parse_size(part) for part in ablation.sizes.split(",")]
+    return arguments
 
 
 def main() -> int:
     """Measure, print and write; 1 if a result was wrong."""
     arguments = parse_arguments()
     rows: list[Row] = []
+    cores = len(os.sched_getaffinity(0))
     for ranks in arguments.ranks:
-        of_ranks = measure(arguments.variants, ranks, arguments.sizes, arguments)
+        variants = arguments.variants
+        if not arguments.crowded:
+            variants = fitting(variants, ranks, cores)
+        of_ranks = measure(variants, ranks, arguments.sizes, arguments)
         print_table(of_ranks, ranks)
         rows += of_ranks
     if arguments.json is not None:

@@ -7,6 +7,7 @@ The files are known by their names:
     compare.json, wireguard.json    of those scripts: a figure per operation and number of ranks
     training.json                   of that script: one figure
     ablations.json                  of that script: a figure per number of ranks
+    engines.json                    of ablations.py --ablation engines: likewise
     roofline.json                   of that script: one figure
 
 What is not there is left out.
@@ -26,7 +27,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-from _operations import format_size
+from _operations import OPERATIONS, format_size
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -213,6 +214,35 @@ def draw_ablations(data: Any, stem: Path) -> list[Path]:
     return drawn
 
 
+def draw_engines(data: Any, stem: Path) -> list[Path]:
+    """Bus bandwidth and time by the engines of a rank; one figure per number of ranks."""
+    drawn = []
+    for ranks in sorted({row["ranks"] for row in data["rows"]}):
+        of_ranks = [row for row in data["rows"] if row["ranks"] == ranks]
+        figure, (speeds, times) = _figure(2, 9.0)
+        for i, engines in enumerate(sorted({row["engines"] for row in of_ranks})):
+            rows = [row for row in of_ranks if row["engines"] == engines]
+            label = "one engine" if engines == 1 else f"{engines} engines"
+            moved = OPERATIONS["all_reduce"].bus_factor(ranks)
+            bandwidth = [
+                (size, moved * size / p50_us / 1e3) for size, p50_us in _series(rows, "p50_us")
+            ]
+            _plot(speeds, bandwidth, "o-", f"C{i}", label)
+            _plot(times, _series(rows, "p50_us"), "o-", f"C{i}", label)
+            _plot(times, _series(rows, "p99_us"), ":", f"C{i}")
+        sizes = sorted({int(row["size_bytes"]) for row in of_ranks})
+        speeds.set_ylim(bottom=0)
+        _label(speeds, sizes, "Bus bandwidth: higher is better", "GB/s, at the median time")
+        times.set_yscale("log")
+        times.plot([], [], ":", color="black", label="dotted: 99th percentile")
+        _label(times, sizes, "Time of one call: lower is better", "µs, median")
+        figure.suptitle(f"all_reduce by the engines of a rank, {ranks} ranks on one host")
+        path = stem.with_name(f"{stem.name}-{ranks}-ranks.png")
+        _save(figure, path, data["machine"])
+        drawn.append(path)
+    return drawn
+
+
 def ablation_panels(rows: Sequence[Data]) -> list[Panel]:
     """Divide each variant by the one that it is compared with."""
     to_null = [row for row in rows if row["against"] == NULL != row["variant"]]
@@ -255,6 +285,7 @@ FIGURES: Final[dict[str, Callable[[Any, Path], list[Path]]]] = {
     "wireguard": draw_comparisons,
     "training": draw_training,
     "ablations": draw_ablations,
+    "engines": draw_engines,
     "roofline": draw_roofline,
 }
 

@@ -35,12 +35,16 @@ class Step:
     what: str
     tiny: str
     """Options that make it take seconds."""
+    script: str = ""
+    """And options that it always gets; without one name.py."""
 
     def command(self, folder: Path, *, is_tiny: bool) -> list[str]:
         """Return what runs it."""
-        options = self.tiny.split() if is_tiny else []
+        script, *options = (self.script or f"{self.name}.py").split()
+        if is_tiny:
+            options += self.tiny.split()
         report = folder / f"{self.name}.json"
-        return [sys.executable, str(BENCH / f"{self.name}.py"), *options, "--json", str(report)]
+        return [sys.executable, str(BENCH / script), *options, "--json", str(report)]
 
 
 STEPS: Final = (
@@ -63,6 +67,13 @@ STEPS: Final = (
         name="ablations",
         what="what encryption, offloads and paths cost, on the native core alone",
         tiny="--ranks 2 --sizes 8,64K --rounds 1 --seconds 0.01",
+    ),
+    Step(
+        name="engines",
+        what="large all_reduces by the engines of a rank, on the native core alone",
+        tiny="--ranks 2 --sizes 1M --rounds 1 --seconds 0.01 --crowded "
+        "--variants 1-engine,2-engines",
+        script="ablations.py --ablation engines",
     ),
     Step(
         name="roofline",

@@ -115,6 +115,22 @@ def test_ablations__every_variant_is_exact_and_compared(tmp_path: Path) -> None:
     assert len(table_of(output)) == len(rows)
 
 
+def test_ablations__engines_without_a_core_are_left_out(
+    bench: Callable[[str], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablations = bench("ablations")
+    variants = list(ablations.ABLATIONS["engines"].variants)
+    fitting = ablations.fitting(variants, 4, 15)
+    assert [variant.name for variant in fitting] == ["1-engine", "2-engines"]
+    notes = capsys.readouterr().out.splitlines()
+    assert [note.split(":")[0] for note in notes] == [
+        "# 4-engines left out on 4 ranks",
+        "# 8-engines left out on 4 ranks",
+    ]
+    one = variants[:1]
+    assert ablations.fitting(one, 4, 2) == one  # what the others are compared with
+
+
 def runs_of(path: Path) -> list[dict[str, Any]]:
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"]
     return runs
@@ -246,14 +262,16 @@ def check_roofline(rows: list[dict[str, Any]]) -> None:
 def test_run__measures_everything_and_draws_it(bench: Callable[[str], Any], tmp_path: Path) -> None:
     steps = ["compare", "training", "wireguard", "plots"]
     if IS_NATIVE_BUILT:
-        steps[3:3] = ["ablations", "roofline"]
+        steps[3:3] = ["ablations", "engines", "roofline"]
     command = [sys.executable, "bench/run.py", "--tiny", "--suite", SUITE, "--out", str(tmp_path)]
     output = run_job([*command, "--only", ",".join(steps)], timeout_s=500.0)
     assert f"==> JSON and figures are in {tmp_path}" in output
     figures = {path.name: path.stat().st_size for path in tmp_path.glob("*.png")}
     expected = {"compare-all_reduce-2-ranks.png", "training.png"}
     if IS_NATIVE_BUILT:
-        expected |= {"ablations-2-ranks.png", "roofline.png"}
+        expected |= {"ablations-2-ranks.png", "engines-2-ranks.png", "roofline.png"}
+        rows = rows_of(tmp_path / "engines.json")
+        assert [(row["engines"], row["wrong"]) for row in rows] == [(1, 0), (2, 0)]
         check_roofline(rows_of(tmp_path / "roofline.json"))
     [compared] = runs_of(tmp_path / "compare.json")
     assert len(compared["comparisons"]) == 2
