@@ -44,6 +44,53 @@ void check_list(const char* name, const std::vector<at::Tensor>& tensors, const 
   }
 }
 
+namespace {
+
+const char* name_of(Side side) {
+  return side == Side::kInput ? "input" : "output";
+}
+
+}  // namespace
+
+void check_any_input(const char* name, const std::vector<at::Tensor>& inputs) {
+  TORCH_CHECK(!inputs.empty(), "securefabric::", name, ": requires non-empty input tensor list");
+}
+
+void check_pairs(const char* name, size_t outputs, size_t inputs) {
+  TORCH_CHECK(outputs == inputs, "securefabric::", name,
+              ": requires input/output tensor lists to have the same length");
+}
+
+void check_lists_of_ranks(const char* name, const TensorLists& outputs, size_t inputs, int size) {
+  TORCH_CHECK(outputs.size() == static_cast<size_t>(size), "securefabric::", name,
+              ": output lists should be equal to world size");
+  for (const auto& of_rank : outputs) {
+    TORCH_CHECK(of_rank.size() == inputs, "securefabric::", name,
+                ": invalid output size: (expected length ", inputs, ", got ", of_rank.size(), ")");
+  }
+}
+
+void check_list_of_root(const char* name, Side side, const TensorLists& lists, int size) {
+  TORCH_CHECK(lists.size() == 1, "securefabric::", name, ": requires a single-element ",
+              name_of(side), " list containing a list with ", size, " tensors.");
+  TORCH_CHECK(lists[0].size() == static_cast<size_t>(size), "securefabric::", name, ": Incorrect ",
+              name_of(side), " list size ", lists[0].size(), ". ",
+              side == Side::kInput ? "Input" : "Output", " list size should be ", size,
+              ", same as size of the process group.");
+}
+
+void check_no_list(const char* name, Side side, const TensorLists& lists) {
+  TORCH_CHECK(lists.empty(), "securefabric::", name, ": requires empty ", name_of(side),
+              " on non-root");
+}
+
+void check_one_per_rank(const char* name, Side side, const std::vector<at::Tensor>& tensors,
+                        int size) {
+  TORCH_CHECK(tensors.size() == static_cast<size_t>(size), "securefabric::", name, ": ",
+              name_of(side), " tensor list size ", tensors.size(), " does not match world size ",
+              size);
+}
+
 uint64_t total_elements(const std::vector<at::Tensor>& tensors) {
   uint64_t count = 0;
   for (const at::Tensor& tensor : tensors) count += static_cast<uint64_t>(tensor.numel());

@@ -25,6 +25,22 @@ void check_alike(const char* name, const std::vector<at::Tensor>& tensors);
 void check_list(const char* name, const std::vector<at::Tensor>& tensors, const at::Tensor& like,
                 bool same_size);
 
+// Which of a call's arguments is checked.
+enum class Side { kInput, kOutput };
+using TensorLists = std::vector<std::vector<at::Tensor>>;
+
+// Lists that c10d/Utils.hpp checks only since torch 2.13.
+void check_any_input(const char* name, const std::vector<at::Tensor>& inputs);
+// An output, or a list of them, for each input.
+void check_pairs(const char* name, size_t outputs, size_t inputs);
+// A list for each rank, with an output for each input in it.
+void check_lists_of_ranks(const char* name, const TensorLists& outputs, size_t inputs, int size);
+// The root has one list with a tensor for each rank; the others have none.
+void check_list_of_root(const char* name, Side side, const TensorLists& lists, int size);
+void check_no_list(const char* name, Side side, const TensorLists& lists);
+void check_one_per_rank(const char* name, Side side, const std::vector<at::Tensor>& tensors,
+                        int size);
+
 uint64_t total_elements(const std::vector<at::Tensor>& tensors);
 
 // Equal pieces of a whole, one per rank.

@@ -5,6 +5,7 @@
 #include "crypto/secret.h"
 #include "torch/errors.h"
 #include "torch/unlocked_gil.h"
+#include "torch/versions.h"
 
 namespace securefabric::torch_room {
 
@@ -27,7 +28,9 @@ c10::intrusive_ptr<Backend::Options> Backend::Options::copy_of(const Options& ot
   copy->global_ranks_in_group = other.global_ranks_in_group;
   copy->test_stages_host_tensors = other.test_stages_host_tensors;
   copy->test_stripe_bytes = other.test_stripe_bytes;
+#if SF_TORCH_SINCE(13)
   copy->use_pg_for_symm_mem_rendezvous = other.use_pg_for_symm_mem_rendezvous;
+#endif
   return copy;
 }
 

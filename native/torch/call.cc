@@ -2,6 +2,7 @@
 
 #include "collective/stripes.h"
 #include "net/clock.h"
+#include "torch/versions.h"
 
 namespace securefabric::torch_room {
 
@@ -34,7 +35,7 @@ ReduceOp to_core(c10d::ReduceOp::RedOpType op) {
 }
 
 double factor_of(const char* name, const c10d::ReduceOp& op) {
-  const auto* supplement = dynamic_cast<c10d::PreMulSumSupplement*>(op.supplement_.get());
+  const auto* supplement = dynamic_cast<PreMulSumSupplement*>(op.supplement_.get());
   TORCH_CHECK(supplement != nullptr, "securefabric::", name, ": PREMUL_SUM without its factor");
   const at::Tensor& factor = supplement->tensor_factor;
   if (!factor.defined()) return supplement->double_factor;

@@ -4,6 +4,7 @@
 
 #include "torch/arguments.h"
 #include "torch/backend.h"
+#include "torch/versions.h"
 
 namespace securefabric::torch_room {
 
@@ -202,8 +203,8 @@ void Backend::add_all_gather_base(CallBuilder& call, const at::Tensor& output,
 Works Backend::allgather(std::vector<std::vector<at::Tensor>>& outputs,
                          std::vector<at::Tensor>& inputs, const c10d::AllgatherOptions& opts) {
   constexpr const char* kOp = "all_gather";
-  c10d::assertNonEmptyInputTensorList(refuse(kOp), inputs.size());
-  c10d::assertInputOutputTensorListsSameSize(refuse(kOp), outputs.size(), inputs.size());
+  check_any_input(kOp, inputs);
+  check_pairs(kOp, outputs.size(), inputs.size());
   const size_t expected = inputs.size() * static_cast<size_t>(size_);
   for (size_t i = 0; i < outputs.size(); ++i) {
     TORCH_CHECK(outputs[i].size() == expected, "securefabric::all_gather: invalid output tensor ",
@@ -245,8 +246,8 @@ Works Backend::allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs
                                    std::vector<at::Tensor>& inputs,
                                    const c10d::AllgatherOptions& opts) {
   constexpr const char* kOp = "all_gather";
-  c10d::assertNonEmptyInputTensorList(refuse(kOp), inputs.size());
-  c10d::assertAllgatherCoalescedOutputTensorLists(refuse(kOp), outputs, inputs.size(), size_);
+  check_any_input(kOp, inputs);
+  check_lists_of_ranks(kOp, outputs, inputs.size(), size_);
   CallBuilder call = begin(kOp, c10d::OpType::ALLGATHER_COALESCED, opts.timeout, opts.asyncOp);
   for (size_t i = 0; i < inputs.size(); ++i) {
     std::vector<at::Tensor> of_input;
@@ -262,7 +263,7 @@ Works Backend::allgather_into_tensor_coalesced(std::vector<at::Tensor>& outputs,
                                                std::vector<at::Tensor>& inputs,
                                                const c10d::AllgatherOptions& opts) {
   constexpr const char* kOp = "all_gather_into_tensor";
-  c10d::assertInputOutputTensorListsSameSize(refuse(kOp), outputs.size(), inputs.size());
+  check_pairs(kOp, outputs.size(), inputs.size());
   CallBuilder call = begin(kOp, c10d::OpType::COALESCED, opts.timeout, opts.asyncOp);
   for (size_t i = 0; i < inputs.size(); ++i) {
     add_all_gather_base(call, outputs[i], inputs[i]);
@@ -282,7 +283,7 @@ Works Backend::gather(std::vector<std::vector<at::Tensor>>& outputs,
   Part part = call.make_part(OperationKind::kGather, input, elements_of(input));
   part.root = static_cast<uint32_t>(opts.rootRank);
   if (rank_ == opts.rootRank) {
-    c10d::assertGatherOutputTensorList(refuse(kOp), outputs, size_);
+    check_list_of_root(kOp, Side::kOutput, outputs, size_);
     check_list(kOp, outputs.front(), input, /*same_size=*/true);
     for (const at::Tensor& output : outputs.front()) {
       part.outputs.push_back(part.table.add_output(output));
@@ -290,7 +291,7 @@ Works Backend::gather(std::vector<std::vector<at::Tensor>>& outputs,
     part.inputs = {part.table.add_aliasing_input(input, part.outputs[static_cast<size_t>(rank_)])};
     call.yield(outputs.front());
   } else {
-    c10d::assertEmptyOutputTensorList(refuse(kOp), outputs);
+    check_no_list(kOp, Side::kOutput, outputs);
     part.inputs = {part.table.add_input(input)};
   }
   call.add(std::move(part));
@@ -310,7 +311,7 @@ Works Backend::scatter(std::vector<at::Tensor>& outputs,
   part.root = static_cast<uint32_t>(opts.rootRank);
   part.outputs = {part.table.add_output(output)};
   if (rank_ == opts.rootRank) {
-    c10d::assertScatterInputTensorList(refuse(kOp), inputs, size_);
+    check_list_of_root(kOp, Side::kInput, inputs, size_);
     check_list(kOp, inputs.front(), output, /*same_size=*/true);
     for (int i = 0; i < size_; ++i) {
       const at::Tensor& input = inputs.front()[static_cast<size_t>(i)];
@@ -319,7 +320,7 @@ Works Backend::scatter(std::vector<at::Tensor>& outputs,
       call.profile(input);
     }
   } else {
-    c10d::assertEmptyInputTensorList(refuse(kOp), inputs);
+    check_no_list(kOp, Side::kInput, inputs);
   }
   call.add(std::move(part));
   call.yield(outputs);
@@ -332,7 +333,7 @@ Works Backend::reduce_scatter(std::vector<at::Tensor>& outputs,
   constexpr const char* kOp = "reduce_scatter";
   check_single_output(kOp, outputs);
   const at::Tensor& output = outputs.front();
-  c10d::assertScatterInputTensorList(refuse(kOp), inputs, size_);
+  check_list_of_root(kOp, Side::kInput, inputs, size_);
   check_list(kOp, inputs.front(), output, /*same_size=*/false);
   const auto own = static_cast<size_t>(rank_);
   if (inputs.front()[own].numel() != output.numel()) {
@@ -386,9 +387,8 @@ Works Backend::reduce_scatter_tensor_coalesced(std::vector<at::Tensor>& outputs,
                                                std::vector<at::Tensor>& inputs,
                                                const c10d::ReduceScatterOptions& opts) {
   constexpr const char* kOp = "reduce_scatter_tensor";
-  c10d::assertInputOutputTensorListsSameSize(refuse(kOp), outputs.size(), inputs.size());
-  CallBuilder call =
-      begin(kOp, c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, opts.timeout, opts.asyncOp);
+  check_pairs(kOp, outputs.size(), inputs.size());
+  CallBuilder call = begin(kOp, kReduceScatterTensorCoalesced, opts.timeout, opts.asyncOp);
   for (size_t i = 0; i < inputs.size(); ++i) {
     add_reduce_scatter_base(call, outputs[i], inputs[i], opts.reduceOp);
     call.profile(inputs[i]);
@@ -419,7 +419,8 @@ Works Backend::alltoall_base(at::Tensor& output, at::Tensor& input,
 Works Backend::alltoall(std::vector<at::Tensor>& outputs, std::vector<at::Tensor>& inputs,
                         const c10d::AllToAllOptions& opts) {
   constexpr const char* kOp = "all_to_all";
-  c10d::assertAllToAllTensorListSizes(refuse(kOp), outputs.size(), inputs.size(), size_);
+  check_one_per_rank(kOp, Side::kInput, inputs, size_);
+  check_one_per_rank(kOp, Side::kOutput, outputs, size_);
   check_list(kOp, inputs, inputs.front(), /*same_size=*/false);
   check_list(kOp, outputs, inputs.front(), /*same_size=*/false);
   CallBuilder call = begin(kOp, c10d::OpType::ALLTOALL, opts.timeout, opts.asyncOp);

@@ -2,9 +2,9 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "torch/overwrite.h"
+#include "torch/versions.h"
 
 namespace securefabric::torch_room {
 
@@ -18,7 +18,7 @@ DeviceStage::DeviceStage(at::Device device)
       enqueued_(device.type()) {
   const c10::impl::VirtualGuardImpl guard(device.type());
   const c10::Stream current = guard.getStream(device);
-  TORCH_CHECK(!guard.isStreamCapturing(current),
+  TORCH_CHECK(!is_capturing(guard, current),
               "securefabric: a collective cannot be recorded in a graph; call it outside of the "
               "capture");
   enqueued_.record(current);

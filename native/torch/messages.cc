@@ -92,7 +92,7 @@ c10::intrusive_ptr<Work> Backend::signal(OperationKind kind, int peer, uint32_t 
                                          std::chrono::milliseconds timeout) {
   CallBuilder call(context_, nullptr, c10d::OpType::BARRIER, timeout, /*is_async=*/true);
   Part part = call.make_message(kind, static_cast<uint32_t>(peer), tag, 0);
-  (kind == OperationKind::kSend ? part.inputs : part.outputs) = {collective::Region{}};
+  (kind == OperationKind::kSend ? part.inputs : part.outputs).push_back(collective::Region{});
   call.add(std::move(part));
   const std::lock_guard<std::mutex> lock(issue_mutex_);
   return std::move(call).start(sequence_.load());

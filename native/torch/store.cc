@@ -191,9 +191,11 @@ std::vector<Store::Key> Store::listKeys() {
   return keys;
 }
 
+#if SF_TORCH_SINCE(12)
 void Store::barrier(const Key& key, int64_t world_size, const Timeout& timeout) {
   call("barrier", timeout, world_size, {bytes_of(key)});
 }
+#endif
 
 void bind_store(py::module_& module) {
   py::class_<StoreGate, std::shared_ptr<StoreGate>>(module, "StoreGate")

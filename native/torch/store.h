@@ -21,6 +21,8 @@
 #include <string>
 #include <vector>
 
+#include "torch/versions.h"
+
 namespace securefabric::torch_room {
 
 // Stands between the stores of a process and its end: closed before the interpreter ends, so that
@@ -61,7 +63,9 @@ class Store : public c10d::Store {
   Value queuePop(const Key& key, bool block) override;
   int64_t queueLen(const Key& key) override;
   std::vector<Key> listKeys() override;
+#if SF_TORCH_SINCE(12)
   void barrier(const Key& key, int64_t world_size, const Timeout& timeout) override;
+#endif
 
   const std::string& host() const { return host_; }
   uint16_t port() const { return port_; }
