@@ -14,6 +14,9 @@ namespace {
 
 // Large enough for the rings to run at full speed, small enough that many are under way at once.
 constexpr uint64_t kPieceBytes = 4 << 20;
+// A piece is copied in a tenth of it; longer waits are for the caller's kernels, and not this
+// thread's, which has signals to look after and a timeout to keep.
+constexpr base::Duration kCopyPatience = base::Duration::millis(1);
 
 bool is_point_to_point(const Part& part) {
   return part.kind == OperationKind::kSend || part.kind == OperationKind::kReceive;
@@ -154,12 +157,17 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   facts.sequence = sequence;
   auto work = c10::make_intrusive<Work>(static_cast<int>(context_->group().rank), std::move(facts),
                                         std::move(call));
+  // Who waits for the end anyway can wait for a copy, as long as that is quick.
+  const bool is_single = parts_.size() == 1;
+  const bool has_arrived =
+      !work->is_staged() || (is_single && !is_async_ && context_->queue->is_free() &&
+                             work->has_arrived_by(net::now() + kCopyPatience));
   // The caller of a single part drives the first engine at once, unless it may not have started
   // then.
-  if (parts_.size() == 1) operations[0]->is_synchronous = !is_async_ && !work->is_staged();
+  if (is_single) operations[0]->is_synchronous = !is_async_ && has_arrived;
   work->own(std::move(operations));
   if (collectives > 0) context_->queue->count_collectives(collectives);
-  context_->queue->issue(work);
+  context_->queue->issue(work, has_arrived);
   return work;
 }
 

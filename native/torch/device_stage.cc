@@ -2,7 +2,9 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/StreamGuard.h>
+#include <sched.h>
 
+#include "net/clock.h"
 #include "torch/overwrite.h"
 #include "torch/versions.h"
 
@@ -50,6 +52,14 @@ void DeviceStage::upload(const at::Tensor& tensor, const at::Tensor& host) {
 
 void DeviceStage::await() const {
   enqueued_.synchronize();
+}
+
+bool DeviceStage::is_done_by(base::Instant until) const {
+  while (!enqueued_.query()) {
+    if (net::now() >= until) return false;
+    sched_yield();
+  }
+  return true;
 }
 
 void DeviceStage::hold(const c10::Stream& stream) const {

@@ -11,6 +11,8 @@
 
 #include <optional>
 
+#include "base/time.h"
+
 namespace securefabric::torch_room {
 
 // One thread at a time; whoever uses it has seen what its former user did.
@@ -27,6 +29,8 @@ class DeviceStage {
   void upload(const at::Tensor& tensor, const at::Tensor& host);
   // Waits, in this thread, until everything enqueued so far is done.
   void await() const;
+  // The same for at most so long; false when it is not done by then.
+  bool is_done_by(base::Instant until) const;
   // What is enqueued on a stream from here on comes after what was enqueued here so far.
   void hold(const c10::Stream& stream) const;
 

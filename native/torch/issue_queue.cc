@@ -4,10 +4,15 @@
 
 namespace securefabric::torch_room {
 
-void IssueQueue::issue(const c10::intrusive_ptr<Work>& work) {
+bool IssueQueue::is_free() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return !is_running_;
+}
+
+void IssueQueue::issue(const c10::intrusive_ptr<Work>& work, bool has_arrived) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (is_running_ || work->is_staged()) {
+    if (is_running_ || !has_arrived) {
       waiting_.push_back(work);
       if (std::exchange(is_running_, true)) return;
       at::launch([self = shared_from_this()] { self->run(); });

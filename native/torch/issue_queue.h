@@ -1,7 +1,7 @@
 // Starts the works of a group in the order of the calls, each once its tensors are in host memory.
 //
-// A work whose tensors lie there is started by the caller, unless an earlier one is still waiting
-// for its copies: then both are started by a task on torch's inter-op threads.
+// A work whose tensors have arrived there is started by the caller, unless an earlier one is still
+// waiting for its copies: then both are started by a task on torch's inter-op threads.
 #pragma once
 
 #include <deque>
@@ -19,7 +19,10 @@ class IssueQueue : public std::enable_shared_from_this<IssueQueue> {
   uint64_t next_collective() const { return next_collective_; }
   void count_collectives(uint64_t collectives) { next_collective_ += collectives; }
 
-  void issue(const c10::intrusive_ptr<Work>& work);
+  // The same caller. Whether nothing is waiting, so that what is issued next and whose tensors have
+  // arrived is started at once.
+  bool is_free();
+  void issue(const c10::intrusive_ptr<Work>& work, bool has_arrived);
 
  private:
   void run();

@@ -101,6 +101,10 @@ void TensorTable::await_inputs() const {
   if (has_downloads_) stage_->await();
 }
 
+bool TensorTable::has_inputs_by(base::Instant until) const {
+  return !has_downloads_ || stage_->is_done_by(until);
+}
+
 Region TensorTable::add_input(const at::Tensor& tensor) {
   return add(bring(tensor), /*is_output=*/false);
 }

@@ -64,6 +64,8 @@ class TensorTable {
   bool is_staged() const { return is_staged_ || has_downloads_; }
   // Waits until all inputs have arrived in host memory.
   void await_inputs() const;
+  // The same for at most so long; false when a copy is still under way then.
+  bool has_inputs_by(base::Instant until) const;
   // Copies results back to the tensors that are not themselves buffers. Once the operation has
   // succeeded; on a device the copies are only enqueued.
   void finish() const;

@@ -183,6 +183,11 @@ bool Work::is_staged() const {
                      [](const Call::Part& part) { return part.table.is_staged(); });
 }
 
+bool Work::has_arrived_by(Instant until) const {
+  return std::all_of(call_.parts.begin(), call_.parts.end(),
+                     [until](const Call::Part& part) { return part.table.has_inputs_by(until); });
+}
+
 void Work::submit() {
   if (operations_.empty()) return complete();
   size_t first = 0;  // operation of the part

@@ -122,6 +122,8 @@ class Work final : public EndingWork {
   void own(std::vector<std::shared_ptr<collective::Operation>> operations);
   // Whether `submit` has to wait for copies from a device.
   bool is_staged() const;
+  // Waits for these copies, for at most so long.
+  bool has_arrived_by(base::Instant until) const;
   // Once: starts the operations, each when its inputs are in host memory. Errors surface in wait().
   void submit();
 
