@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from .errors import ConfigError, DuplicateRank, IdentityError, JoinTimeout, StoreUnavailable
 from .hybrid import knock
+from .options import ENGINES_MAX
 from .roster import PeerEntry, Roster
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Board", "agree_on_group_key", "of_this_incarnation", "refusals_told"]
+__all__ = [
+    "Board",
+    "agree_on_engines",
+    "agree_on_group_key",
+    "of_this_incarnation",
+    "refusals_told",
+]
 
 T = TypeVar("T")
 
@@ -35,9 +42,11 @@ _KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
+_ENGINES: Final = "securefabric/engines"
 _REFUSAL: Final = "securefabric/refusal/{rank}"
 
 _REFUSAL_CHARACTERS_MAX: Final = 500
+_DIGITS_MAX: Final = 3
 _LOOK_S: Final = 1.0  # between two looks whether the first rank of a group has refused to join
 
 _counted: dict[str, str] = {}  # which of a rank's processes this one is, by key
@@ -49,6 +58,7 @@ class _Client(Protocol):
     def set(self, key: str, value: bytes | str) -> None: ...
     def get(self, key: str) -> bytes: ...
     def check(self, keys: list[str]) -> bool: ...
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
     def set_timeout(self, timeout: timedelta) -> None: ...
     def clone(self) -> _Client: ...
 
@@ -213,6 +223,26 @@ def agree_on_group_key(
                 "called new_group or init_process_group, has failed, or cannot reach the store "
                 f"[{cause}]"
             ) from cause
+
+
+def agree_on_engines(store: Store, proposal: int) -> int:
+    """Return how many engines every rank runs: what the first one that came here has proposed.
+
+    Nothing proves who that was. Whoever writes to the store could as well keep ranks apart.
+    Raises StoreUnavailable when the store has gone, ConfigError when what it says is no number.
+    """
+    client = cast(_Client, store)
+    try:
+        answer = client.compare_set(_ENGINES, "", str(proposal))
+    except RuntimeError as error:
+        raise _unavailable(error) from error
+    text = bytes(answer)[:_DIGITS_MAX].decode("ascii", "replace")
+    if not text.isdecimal() or not 1 <= int(text) <= ENGINES_MAX:
+        raise ConfigError(
+            f"the store says that ranks run {text!r} engines, which no rank of this job has "
+            "written; give the job a fresh store, or set SECUREFABRIC_ENGINES on all ranks"
+        )
+    return int(text)
 
 
 @contextmanager

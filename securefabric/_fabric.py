@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
-from ._board import Board, agree_on_group_key, of_this_incarnation
+from ._board import Board, agree_on_engines, agree_on_group_key, of_this_incarnation
+from ._cores import propose_engines
 from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .hybrid import HybridKeys
@@ -41,7 +42,9 @@ __all__ = ["ProcessFabric", "current_fabric", "fabric_for"]
 class ProcessFabric:
     """The native fabric, and the boards on which it finds its peers."""
 
-    def __init__(self, *, rank: int, world_size: int, options: Options, is_one_host: bool) -> None:
+    def __init__(
+        self, *, rank: int, world_size: int, options: Options, engines: int, is_one_host: bool
+    ) -> None:
         self.rank = rank
         self.world_size = world_size
         self.options = options
@@ -49,7 +52,7 @@ class ProcessFabric:
         self._world_board: Board | None = None
         self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
         self._tuning = read_tuning(options.tuning_file)
-        identity, self.native = self._make_native(is_one_host)
+        identity, self.native = self._make_native(engines, is_one_host)
         self.suite = self.native.suite
         self.provider = suite_provider(self.suite)
         warn_of_failed_providers()
@@ -115,7 +118,7 @@ class ProcessFabric:
         if os.getpid() == self._pid:
             self.native.shutdown()
 
-    def _make_native(self, is_one_host: bool) -> tuple[Identity, _C.Fabric]:
+    def _make_native(self, engines: int, is_one_host: bool) -> tuple[Identity, _C.Fabric]:
         _native.check_torch_version()
         options = self.options
         path = options.key_file
@@ -129,7 +132,7 @@ class ProcessFabric:
             else:
                 assert job_key is not None
                 identity = PskIdentity(job_key, self.rank)
-            return identity, self._make_fabric(suite, text, is_one_host)
+            return identity, self._make_fabric(suite, text, engines, is_one_host)
         except ValueError as error:  # the core's word for a bad setting
             raise ConfigError(str(error)) from None
         except RuntimeError as error:
@@ -137,7 +140,9 @@ class ProcessFabric:
         finally:
             text[:] = bytes(len(text))
 
-    def _make_fabric(self, suite: str, job_key_text: bytearray, is_one_host: bool) -> _C.Fabric:
+    def _make_fabric(
+        self, suite: str, job_key_text: bytearray, engines: int, is_one_host: bool
+    ) -> _C.Fabric:
         from . import _C
 
         options = self.options
@@ -148,7 +153,7 @@ class ProcessFabric:
             local_world_size=_local_world_size(self.world_size, is_one_host),
             suite=suite,
             job_key_text=job_key_text,
-            engines=options.engines,
+            engines=engines,
             addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
             interfaces=options.interfaces,
             sockets_per_interface=options.sockets_per_interface,
@@ -225,11 +230,14 @@ def fabric_for(
         _current.shutdown()
         _current = None
     warn_of_unknown_settings()
+    options = options or Options()
+    is_local = is_one_host(store, world_size)
+    engines = options.engines
+    if engines == 0:
+        proposal = propose_engines(options, _local_world_size(world_size, is_local))
+        engines = agree_on_engines(of_this_incarnation(store, rank), proposal)
     _current = ProcessFabric(
-        rank=rank,
-        world_size=world_size,
-        options=options or Options(),
-        is_one_host=is_one_host(store, world_size),
+        rank=rank, world_size=world_size, options=options, engines=engines, is_one_host=is_local
     )
     return _current
 

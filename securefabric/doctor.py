@@ -13,6 +13,7 @@ from typing import Final
 
 from . import __version__
 from ._addresses import parse_ports
+from ._cores import ENGINES_AUTO_MAX, usable_cores
 from .errors import ConfigError, SecureFabricError
 from .identity import read_key_text
 from .options import Options, unknown_settings
@@ -146,8 +147,7 @@ def _settings() -> Iterator[Finding]:
         yield _ports(options)
     limits = f"{options.epoch_age_s:,.6g} s or {options.epoch_bytes:,} bytes"
     yield Finding(topic="fresh keys", detail=f"of every link after {limits}, whichever comes first")
-    if options.engines > 1:
-        yield _engines(options.engines)
+    yield _engines(options)
     if options.uses_certificates:
         yield _certificate(options)
         if not options.key_file:
@@ -166,7 +166,7 @@ def _settings() -> Iterator[Finding]:
 
 def _ports(options: Options) -> Finding:
     ports = parse_ports(options.ports)
-    each = options.sockets_per_interface * options.engines
+    each = options.sockets_per_interface * (options.engines or 1)
     ranks = (ports.last - ports.first + 1) // each
     detail = f"{ports.first} to {ports.last}, enough for {ranks} ranks on this host, which "
     detail += f"take {each} each on each interface"
@@ -174,10 +174,14 @@ def _ports(options: Options) -> Finding:
     return Finding(topic="ports", detail=detail, verdict=verdict)
 
 
-def _engines(engines: int) -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    detail = f"{engines} for each rank, {cores} cores here"
-    if engines <= cores:
+def _engines(options: Options) -> Finding:
+    cores = usable_cores()
+    if options.engines == 0:
+        detail = f"{cores} cores here, divided among the ranks of this host, at most "
+        detail += f"{ENGINES_AUTO_MAX} for each; SECUREFABRIC_ENGINES says another number"
+        return Finding(topic="engines", detail=detail)
+    detail = f"{options.engines} for each rank, {cores} cores here"
+    if options.engines <= cores:
         return Finding(topic="engines", detail=detail)
     return Finding(topic="engines", detail=f"{detail}: they take turns", verdict="note")
 

@@ -45,6 +45,10 @@ def _whole(text: str) -> int:
         raise ValueError("it must be a whole number") from None
 
 
+def _whole_or_auto(text: str) -> int:
+    return 0 if text.strip().lower() == "auto" else _whole(text)
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -129,9 +133,10 @@ class Options:
     commas: "ip", the ports being the same, or "ip:port", where the first of ``ports`` is reached,
     the others following. Empty: at the sockets' own addresses."""
 
-    engines: int = _setting("SECUREFABRIC_ENGINES", 1, _whole)
+    engines: int = _setting("SECUREFABRIC_ENGINES", 0, _whole_or_auto)
     """Cores that may seal and open for this rank, the same number on all ranks: each has keys and
-    sockets of its own, and takes a part of every large collective."""
+    sockets of its own, and takes a part of every large collective. 0 ("auto"): as many as the
+    host of the first rank that joins has for each of its ranks, at most 4."""
 
     paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, _whole)
     """Paths over which the packets to one peer are spread."""
@@ -180,7 +185,7 @@ class Options:
 
     def _check_ranges(self) -> None:
         _check_range("sockets_per_interface", self.sockets_per_interface, 1, SOCKETS_MAX)
-        _check_range("engines", self.engines, 1, ENGINES_MAX)
+        _check_range("engines", self.engines, 0, ENGINES_MAX)
         _check_range("paths_per_peer", self.paths_per_peer, 1, PATHS_PER_PEER_MAX)
         _check_range("join_timeout_s", self.join_timeout_s, 0.1, _SECONDS_MAX)
         _check_range("death_timeout_s", self.death_timeout_s, 0.1, _SECONDS_MAX)

@@ -201,13 +201,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"securefabric.tune: {error}", file=sys.stderr)
         return 2
-    if os.environ.get("SECUREFABRIC_ENGINES", "1") != "1":
+    if os.environ.get("SECUREFABRIC_ENGINES", "1") not in ("1", "auto"):
         print(
             "securefabric.tune: the rows count bytes of one engine; run it without "
             "SECUREFABRIC_ENGINES",
             file=sys.stderr,
         )
         return 2
+    os.environ["SECUREFABRIC_ENGINES"] = "1"
     autoload()
     torch.set_num_threads(1)
     dist.init_process_group("securefabric", init_method="mpi://" if is_under_mpi() else "env://")

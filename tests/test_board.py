@@ -9,7 +9,13 @@ from fakes import FakeCredential, make_body
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from securefabric import _board
-from securefabric._board import Board, agree_on_group_key, of_this_incarnation, refusals_told
+from securefabric._board import (
+    Board,
+    agree_on_engines,
+    agree_on_group_key,
+    of_this_incarnation,
+    refusals_told,
+)
 from securefabric.errors import (
     AuthError,
     ConfigError,
@@ -113,6 +119,30 @@ def test_look_up__a_store_that_is_gone_is_named() -> None:
     del server  # the board holds only a client
     with pytest.raises(StoreUnavailable, match="rank 0, or the launcher"):
         board.look_up(1)
+
+
+# agree_on_engines
+
+
+def test_agree_on_engines__the_first_proposal_holds() -> None:
+    store = HashStore()
+    assert [agree_on_engines(store, proposal) for proposal in (3, 1, 4)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("text", ["0", "17", "-1", "two", "\u0663", "1" * 100])
+def test_agree_on_engines__what_no_rank_has_written_is_refused(text: str) -> None:
+    store = HashStore()
+    store.set("securefabric/engines", text)
+    with pytest.raises(ConfigError, match="SECUREFABRIC_ENGINES"):
+        agree_on_engines(store, 2)
+
+
+def test_agree_on_engines__a_store_that_has_gone_is_named() -> None:
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", host.port, is_master=False, timeout=timedelta(seconds=5))
+    del host
+    with pytest.raises(StoreUnavailable):
+        agree_on_engines(client, 2)
 
 
 # agree_on_group_key

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -82,8 +81,10 @@ def test_suites__a_provider_that_failed_its_self_test_is_told(
 
 
 def test_settings__say_how_many_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
-    assert "engines" not in by_topic(list(doctor._settings()))
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 2)
+    found = by_topic(list(doctor._settings()))["engines"]
+    assert found.verdict == "ok"
+    assert found.detail.startswith("2 cores here, divided among the ranks of this host, at most 4")
     for engines, verdict in ((2, "ok"), (3, "note")):
         monkeypatch.setenv("SECUREFABRIC_ENGINES", str(engines))
         found = by_topic(list(doctor._settings()))["engines"]

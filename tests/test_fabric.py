@@ -11,7 +11,7 @@ from fakes import FakeBackend, FakeFabric, FakeRequest
 from native_fake import install
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
-from securefabric import _fabric
+from securefabric import _cores, _fabric
 from securefabric._backend import create_backend
 from securefabric._fabric import current_fabric, is_one_host
 from securefabric.errors import ConfigError, ForkError, SecureFabricError
@@ -133,6 +133,41 @@ def test_create_backend__another_world_gets_another_fabric(key_file: str) -> Non
     make(FakeRequest(store), options)
     assert native() is not old
     assert old.shutdowns == 1
+
+
+# How many engines
+
+
+def engines_of_two(options: Options, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What rank 0 and rank 1 of one world run, the first on 8 cores and the second on 2."""
+    store = HashStore()
+    engines = []
+    for rank, cores in enumerate((8, 2)):
+        monkeypatch.setattr(_fabric, "_current", None)
+        monkeypatch.setattr(_cores, "usable_cores", lambda cores=cores: cores)
+        make(FakeRequest(store, group_rank=rank, group_size=2), options)
+        engines.append(native().settings["engines"])
+    return engines
+
+
+def test_engines__are_those_of_the_first_rank_that_comes(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [2, 2]
+
+
+def test_engines__one_where_nobody_knows_who_shares_the_cores(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [1, 1]
+
+
+def test_engines__are_what_the_user_says(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECUREFABRIC_ENGINES", "3")
+    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [3, 3]
 
 
 # ProcessFabric

@@ -95,8 +95,8 @@ def test_options__empty_twin_means_default(name: str, monkeypatch: pytest.Monkey
         ({"job_id": "x" * 65}, "64 bytes"),
         ({"job_id": "a\nb"}, "printable"),
         ({"test_generation_bits": 23}, "between 4 and 22"),
-        ({"engines": 0}, "between 1 and 16"),
-        ({"engines": 17}, "between 1 and 16"),
+        ({"engines": -1}, "between 0 and 16"),
+        ({"engines": 17}, "between 0 and 16"),
     ],
 )
 def test_options__refuses_unusable_values(changes: dict[str, object], hint: str) -> None:
