@@ -18,6 +18,7 @@ import torch.distributed as dist
 from contract_world import FLOATS, Cases, World, check_equal, refused
 from torch import Tensor
 from torch._C._distributed_c10d import ErrorType
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.profiler import profile
 
 CASES = Cases()
@@ -91,6 +92,19 @@ def argument_errors_in_the_words_of_gloo(world: World) -> None:
     for what, call in calls.items():
         ours, oracle = _message(call, dist.group.WORLD), _message(call, world.gloo)
         assert ours == oracle, f"{what}: ours says {ours!r}, gloo {oracle!r}"
+
+
+@CASES.case()
+def tensors_of_two_devices(world: World) -> None:
+    """The other device is one that torch only pretends to have."""
+    backend = _backend(dist.group.WORLD)
+    with FakeTensorMode():
+        elsewhere = torch.empty(4, device="cuda")
+    here = torch.empty(4 * world.size)
+    with refused("device=cuda:0", "device=cpu"):
+        backend._allgather_base(here, elsewhere)
+    with refused("device=cuda:0", "device=cpu"):
+        backend.allgather([list(here.split(4))], [elsewhere])
 
 
 @CASES.case()
