@@ -150,7 +150,8 @@ def messages(world: World) -> None:
 def coalesced(world: World, is_async: bool) -> None:
     inputs = [world.inputs(size, torch.float32, world.salt()) for size in (1, 7, 70_001)]
     tensors = [of_ranks[world.rank].to(GPU) for of_ranks in inputs]
-    with dist._coalescing_manager(device=GPU, async_ops=is_async) as manager:  # type: ignore[attr-defined]
+    coalescing: Any = dist._coalescing_manager  # type: ignore[attr-defined]
+    with coalescing(device=GPU, async_ops=is_async) as manager:
         for tensor in tensors:
             dist.all_reduce(tensor)
     if is_async:

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/StreamGuard.h>
-#include <sched.h>
 
 #include "net/clock.h"
 #include "torch/overwrite.h"
@@ -57,7 +56,6 @@ void DeviceStage::await() const {
 bool DeviceStage::is_done_by(base::Instant until) const {
   while (!enqueued_.query()) {
     if (net::now() >= until) return false;
-    sched_yield();
   }
   return true;
 }
