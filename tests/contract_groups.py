@@ -83,10 +83,14 @@ def roots_and_peers_are_global_ranks(world: World) -> None:
 def only_members_make_the_group(world: World) -> None:
     """use_local_synchronization: the other ranks do not call new_group at all."""
     ranks = [0, world.size - 1]
+    torch_world = dist.distributed_c10d._world
+    count = torch_world.group_count
     if world.rank in ranks:
         group = dist.new_group(ranks, use_local_synchronization=True)
         _check_group(world, group, ranks)
         dist.destroy_process_group(group)
+    # From 2.14 on torch counts such a group, on its members; it names later groups by that number.
+    torch_world.group_count = count
 
 
 @CASES.case()
