@@ -35,7 +35,7 @@ base::Instant SendingPath::probe_deadline() const {
 }
 
 void SendingPath::on_sample(base::Duration sample, base::Duration host_delay, base::Instant now) {
-  if (now - measured_at >= kDelayKept) rtt.forget_delay();
+  if (now - measured_at >= kDelayKept) rtt.grow_old();
   measured_at = now;
   rtt.on_sample(sample, host_delay);
 }

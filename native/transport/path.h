@@ -60,7 +60,7 @@ struct SendingPath {
   // When the probe timer fires; never while nothing that asks for an ack is in flight. The first
   // time it asks the path, the second it judges the answer, later ones are probe timeouts.
   base::Instant probe_deadline() const;
-  // A sample of the round trip, as RttEstimator takes it. It stands alone after kDelayKept.
+  // A sample of the round trip, as RttEstimator takes it; what came before is old after kDelayKept.
   void on_sample(base::Duration sample, base::Duration host_delay, base::Instant now);
   // Counts a packet as in flight. Where the window is of few packets, a pause follows, so that a
   // window goes out per round trip, whether it is one and a half packets or a quarter.

@@ -12,19 +12,20 @@ void RttEstimator::on_sample(Duration sample, Duration host_delay) {
   const bool is_plausible = host_delay > Duration() && host_delay < sample;
   latest_ = sample;
   latest_delay_ = is_plausible ? sample - host_delay : sample;
-  const bool stands_alone = std::exchange(is_delay_old_, false);
-  if (!has_sample_) {
-    has_sample_ = true;
-    min_rtt_ = srtt_ = sample;
+  const bool starts_over = std::exchange(is_old_, false) && sample < srtt_;
+  if (!has_sample_ || starts_over) {
+    delay_ = has_sample_ ? base::shorter(delay_, latest_delay_) : latest_delay_;
+    min_rtt_ = has_sample_ ? base::shorter(min_rtt_, sample) : sample;
+    srtt_ = sample;
     rttvar_ = sample / 2;
-    delay_ = latest_delay_;
+    has_sample_ = true;
     return;
   }
   min_rtt_ = base::shorter(min_rtt_, sample);
   const Duration deviation = srtt_ > sample ? srtt_ - sample : sample - srtt_;
   rttvar_ = (rttvar_ * 3 + deviation) / 4;
   srtt_ = (srtt_ * 7 + sample) / 8;
-  delay_ = stands_alone ? latest_delay_ : (delay_ * 7 + latest_delay_) / 8;
+  delay_ = (delay_ * 7 + latest_delay_) / 8;
   if (++samples_in_order_ < kReorderingMemory) return;
   samples_in_order_ = 0;
   reordering_ = reordering_ / 2;

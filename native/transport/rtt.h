@@ -14,8 +14,8 @@ class RttEstimator {
   // `sample` is from sending to the handling of the ack; `host_delay` is the part of it that the
   // packet and its ack waited in the two hosts. It may come from a peer that errs.
   void on_sample(base::Duration sample, base::Duration host_delay);
-  // The next sample of the delay stands alone: those before it are too old to be averaged with.
-  void forget_delay() { is_delay_old_ = true; }
+  // What was measured is old: a next sample that is shorter is not averaged with it.
+  void grow_old() { is_old_ = true; }
   // A packet was called lost and is acknowledged now, this long after it was sent: the path
   // reorders more than was thought.
   void on_spurious_loss(base::Duration age);
@@ -46,7 +46,7 @@ class RttEstimator {
   base::Duration min_rtt_;
   base::Duration latest_delay_;
   base::Duration delay_;
-  bool is_delay_old_ = false;  // see forget_delay()
+  bool is_old_ = false;        // see grow_old()
   base::Duration reordering_;  // what late packets have shown to be needed on top of a quarter
   int samples_in_order_ = 0;   // since reordering_ last changed
 };

@@ -48,16 +48,28 @@ TEST(RttEstimator, on_sample__what_hosts_take_is_not_the_network_s) {
   EXPECT_EQ(rtt.latest_delay(), Duration::micros(1600));
 }
 
-TEST(RttEstimator, forget_delay__the_next_sample_of_the_delay_stands_alone) {
+TEST(RttEstimator, grow_old__a_shorter_sample_starts_over) {
   RttEstimator rtt;
-  rtt.on_sample(Duration::micros(24'000), Duration());
-  rtt.forget_delay();
+  for (int i = 0; i < 50; ++i) rtt.on_sample(Duration::micros(24'000), Duration());
+  rtt.grow_old();
   EXPECT_EQ(rtt.delay(), Duration::micros(24'000)) << "until there is one";
   rtt.on_sample(Duration::micros(800), Duration());
   EXPECT_EQ(rtt.delay(), Duration::micros(800));
-  EXPECT_EQ(rtt.srtt(), Duration::micros(21'100)) << "timers go on as before";
+  EXPECT_EQ(rtt.srtt(), Duration::micros(800)) << "losses are noticed as soon as on a new path";
+  EXPECT_EQ(rtt.rttvar(), Duration::micros(400));
+  EXPECT_EQ(rtt.min_rtt(), Duration::micros(800));
   rtt.on_sample(Duration::micros(1600), Duration());
   EXPECT_EQ(rtt.delay(), Duration::micros(900));
+}
+
+TEST(RttEstimator, grow_old__one_sample_does_not_make_a_good_path_bad) {
+  RttEstimator rtt;
+  rtt.on_sample(Duration::micros(100), Duration());
+  rtt.grow_old();
+  rtt.on_sample(Duration::micros(900), Duration());
+  EXPECT_EQ(rtt.delay(), Duration::micros(200));
+  rtt.on_sample(Duration::micros(180), Duration());
+  EXPECT_EQ(rtt.srtt(), Duration::nanos(197'500)) << "it was old for one sample only";
 }
 
 TEST(RttEstimator, pto__stays_between_floor_and_ceiling) {
