@@ -1,5 +1,6 @@
 #include "net/clock.h"
 
+#include <sched.h>
 #include <time.h>
 
 #include "base/check.h"
@@ -17,6 +18,10 @@ base::Duration since_realtime() {
   SF_CHECK(::clock_gettime(CLOCK_REALTIME, &time) == 0);
   const int64_t wall = int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
   return base::Duration::nanos(now().nanos() - wall);
+}
+
+void give_way() {
+  ::sched_yield();
 }
 
 }  // namespace securefabric::net

@@ -1,4 +1,4 @@
-// The only clock that the product reads on sockets.
+// The only clock that the product reads on sockets, and how a thread that polls gives way.
 #pragma once
 
 #include "base/time.h"
@@ -10,5 +10,7 @@ base::Instant now();
 // What to add to the nanoseconds of CLOCK_REALTIME, in which the kernel stamps what it receives, to
 // make them instants. Steps of the wall clock move it, so it is asked for with every batch.
 base::Duration since_realtime();
+// Offers the core to other threads.
+void give_way();
 
 }  // namespace securefabric::net

@@ -1,7 +1,5 @@
 #include "net/driver.h"
 
-#include <sched.h>
-
 #include <algorithm>
 
 #include "crypto/secret.h"
@@ -329,7 +327,7 @@ void Driver::drive_until_done(const Operation& operation, Instant until) {
     if (at >= spin_until) {
       sleep_in_wait(until);
     } else if (options_.yields_while_spinning) {
-      sched_yield();
+      give_way();
     }
   }
 }

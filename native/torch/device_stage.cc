@@ -56,6 +56,7 @@ void DeviceStage::await() const {
 bool DeviceStage::is_done_by(base::Instant until) const {
   while (!enqueued_.query()) {
     if (net::now() >= until) return false;
+    net::give_way();
   }
   return true;
 }

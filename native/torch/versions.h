@@ -8,6 +8,8 @@
 #include <torch/csrc/distributed/c10d/Types.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
+#include <string_view>
+
 #define SF_TORCH_SINCE(minor) (TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= (minor))
 
 namespace securefabric::torch_room {
@@ -34,7 +36,8 @@ inline bool is_capturing(const c10::impl::VirtualGuardImpl& guard, const c10::St
   try {
     guard.queryStream(stream);
     return false;
-  } catch (const c10::Error&) {
+  } catch (const c10::Error& error) {
+    if (std::string_view(error.what()).find("captur") == std::string_view::npos) throw;
     return true;
   }
 #endif
