@@ -127,9 +127,10 @@ def _number(environment: Mapping[str, str], names: tuple[str, ...]) -> int | Non
 
 
 def _local_world_size(environment: Mapping[str, str], launcher: _Launcher) -> int | None:
-    if launcher.name == "Slurm":  # "2(x3),1" lists tasks per node; only one node is unambiguous
+    if launcher.name == "Slurm":  # tasks per node, as in "2(x3),1": told where all have as many
         text = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
-        return int(text) if text.isdecimal() else None
+        same = re.fullmatch(r"([0-9]+)(\(x[0-9]+\))?", text)
+        return int(same[1]) if same else None
     return _number(environment, launcher.local_world_size)
 
 

@@ -48,7 +48,8 @@ def placed(
         ({"PMIX_RANK": "1"}, None),
         (SLURM, placed(3, 6, 1, None, "Slurm")),
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "6"}, placed(3, 6, 1, 6, "Slurm")),
-        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, placed(3, 6, 1, None, "Slurm")),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}, placed(3, 6, 1, 2, "Slurm")),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}, placed(3, 6, 1, None, "Slurm")),
         (
             {"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_STEP_NUM_TASKS": "1"},
             placed(0, 1, None, None, "Slurm"),
