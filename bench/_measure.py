@@ -291,6 +291,7 @@ def _describe_fabric() -> dict[str, object]:
     counted = stats()
     return {
         "suite": counted.suite,
+        "engines": counted.engines,
         "paths_active": counted.paths_active,
         "gso": counted.gso,
         "gro": counted.gro,

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -26,6 +25,8 @@ from typing import Any, Final
 
 from _measure import describe_machine, percentile, write_json
 from _operations import format_size, parse_size
+
+from securefabric._cores import usable_cores
 
 BUILT: Final = Path(__file__).parent.parent / "build" / "native"
 PRODUCT, NULL = "bench_all_reduce", "bench_all_reduce_null"
@@ -241,7 +242,7 @@ def main() -> int:
     """Measure, print and write; 1 if a result was wrong."""
     arguments = parse_arguments()
     rows: list[Row] = []
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     for ranks in arguments.ranks:
         variants = arguments.variants
         if not arguments.crowded:

@@ -43,7 +43,18 @@ COLOURS: Final = {
     "no communication": "tab:grey",
 }
 NULL: Final = "null"  # the variant of ablations.py that does not encrypt
-FACTS: Final = ("cpu", "cores", "gpu", "kernel", "torch", "suite", "mpi", "wireguard", "commit")
+FACTS: Final = (
+    "cpu",
+    "cores",
+    "gpu",
+    "kernel",
+    "torch",
+    "suite",
+    "engines",
+    "mpi",
+    "wireguard",
+    "commit",
+)
 
 
 def label_of(backend: str, machine: Data) -> str:
