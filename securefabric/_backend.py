@@ -42,7 +42,13 @@ def create_backend(
     rank, world_size = _place_in_world(request)
     with refusals_told(request.store, rank):
         options = options_from(pg_options)
-        fabric = fabric_for(rank=rank, world_size=world_size, options=options, store=request.store)
+        fabric = fabric_for(
+            rank=rank,
+            world_size=world_size,
+            options=options,
+            store=request.store,
+            world=None if request.global_ranks_in_group else request.group_id,
+        )
     group_key = fabric.join_group(
         request.store,
         group_name=request.group_id,

@@ -42,7 +42,8 @@ _KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
-_ENGINES: Final = "securefabric/engines"
+_TURNS: Final = "securefabric/turns/{rank}"
+_ENGINES: Final = "securefabric/engines/{turn}"
 _REFUSAL: Final = "securefabric/refusal/{rank}"
 
 _REFUSAL_CHARACTERS_MAX: Final = 500
@@ -58,7 +59,6 @@ class _Client(Protocol):
     def set(self, key: str, value: bytes | str) -> None: ...
     def get(self, key: str) -> bytes: ...
     def check(self, keys: list[str]) -> bool: ...
-    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
     def set_timeout(self, timeout: timedelta) -> None: ...
     def clone(self) -> _Client: ...
 
@@ -195,54 +195,76 @@ def agree_on_group_key(
     Raises JoinTimeout when the first rank does not come, ConfigError when it has told that it
     cannot, and StoreUnavailable when the store has gone.
     """
-    until = time.monotonic() + join_timeout_s
-    try:
-        joins = store.add(_JOINS.format(rank=group_rank), 1)
-    except RuntimeError as error:
-        raise _unavailable(error) from error
-    key = _NONCE.format(joins=joins)
+    key = _NONCE.format(joins=_count(store, _JOINS.format(rank=group_rank)))
     if group_rank == 0:
         store.set(key, secrets.token_hex(8))
+    nonce = _told_by(
+        store,
+        key,
+        teller=global_ranks[0],
+        asker=global_ranks[group_rank],
+        group_name=group_name,
+        join_timeout_s=join_timeout_s,
+    )
+    return f"{group_name}:{nonce.decode('ascii', 'replace')[:16]}"
+
+
+def agree_on_engines(
+    store: Store, *, group_name: str, rank: int, engines: int, join_timeout_s: float
+) -> int:
+    """Return how many engines every rank of the world runs: as many as rank 0, `engines` there.
+
+    Each rank counts how often it came, in case the store outlives the fabrics. Nothing proves that
+    it is rank 0 who says the number; whoever writes to the store could as well keep ranks apart.
+    Raises as agree_on_group_key does, and ConfigError when the store says what is no such number.
+    """
+    key = _ENGINES.format(turn=_count(store, _TURNS.format(rank=rank)))
+    if rank == 0:
+        store.set(key, str(engines))
+        return engines
+    answer = _told_by(
+        store, key, teller=0, asker=rank, group_name=group_name, join_timeout_s=join_timeout_s
+    )
+    text = answer[:_DIGITS_MAX].decode("ascii", "replace")
+    if not text.isdecimal() or not 1 <= int(text) <= ENGINES_MAX:
+        raise ConfigError(
+            f"the store says that rank 0 runs {text!r} engines, which no rank of this job has "
+            "written; give the job a store of its own"
+        )
+    return int(text)
+
+
+def _count(store: Store, key: str) -> int:
+    try:
+        return store.add(key, 1)
+    except RuntimeError as error:
+        raise _unavailable(error) from error
+
+
+def _told_by(
+    store: Store, key: str, *, teller: int, asker: int, group_name: str, join_timeout_s: float
+) -> bytes:
+    """Wait for what another rank writes. Both are global ranks."""
+    until = time.monotonic() + join_timeout_s
     while True:
         left_s = until - time.monotonic()
         try:
             store.wait([key], timedelta(seconds=max(0.001, min(left_s, _LOOK_S))))
-            return f"{group_name}:{store.get(key).decode('ascii', 'replace')[:16]}"
+            return bytes(store.get(key))
         except RuntimeError as error:
             cause = error
         try:
-            refusal = _refusal_of(cast(_Client, store), global_ranks[0])
+            refusal = _refusal_of(cast(_Client, store), teller)
         except RuntimeError as error:
             raise _unavailable(error) from error
         if refusal is not None:
             raise ConfigError(refusal)
         if left_s <= _LOOK_S:
             raise JoinTimeout(
-                f"rank {global_ranks[0]} did not join group {group_name!r} within "
-                f"{join_timeout_s:g} s (this is rank {global_ranks[group_rank]}): it has not "
-                "called new_group or init_process_group, has failed, or cannot reach the store "
-                f"[{cause}]"
+                f"rank {teller} did not join group {group_name!r} within {join_timeout_s:g} s "
+                f"(this is rank {asker}): it has not called new_group or init_process_group, has "
+                f"failed, or cannot reach the store [{cause}]"
             ) from cause
-
-
-def agree_on_engines(store: Store, proposal: int) -> int:
-    """Return how many engines every rank runs: what the first one that came here has proposed.
-
-    Nothing proves who that was. Whoever writes to the store could as well keep ranks apart.
-    Raises StoreUnavailable when the store has gone, ConfigError when what it says is no number.
-    """
-    client = cast(_Client, store)
-    try:
-        answer = client.compare_set(_ENGINES, "", str(proposal))
-    except RuntimeError as error:
-        raise _unavailable(error) from error
-    text = bytes(answer)[:_DIGITS_MAX].decode("ascii", "replace")
-    if not text.isdecimal() or not 1 <= int(text) <= ENGINES_MAX:
-        raise ConfigError(
-            f"the store says that ranks run {text!r} engines, which no rank of this job has "
-            "written; give the job a fresh store, or set SECUREFABRIC_ENGINES on all ranks"
-        )
-    return int(text)
 
 
 @contextmanager

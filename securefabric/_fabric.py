@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
 from ._board import Board, agree_on_engines, agree_on_group_key, of_this_incarnation
-from ._cores import propose_engines
+from ._cores import check_ports, propose_engines
 from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .hybrid import HybridKeys
@@ -31,6 +31,8 @@ from .roster import PROTOCOL_VERSION, EngineEntry, EntryBody, PeerEntry, Roster,
 from .tuning import read_tuning, tuning_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch._C._distributed_c10d import Store
 
     from . import _C
@@ -43,8 +45,19 @@ class ProcessFabric:
     """The native fabric, and the boards on which it finds its peers."""
 
     def __init__(
-        self, *, rank: int, world_size: int, options: Options, engines: int, is_one_host: bool
+        self,
+        *,
+        rank: int,
+        world_size: int,
+        options: Options,
+        agree: Callable[[], int],
+        is_one_host: bool,
     ) -> None:
+        """Join no group yet.
+
+        agree is called once, when nothing of this rank's own settings is in the way any more, and
+        returns how many engines it runs.
+        """
         self.rank = rank
         self.world_size = world_size
         self.options = options
@@ -52,7 +65,7 @@ class ProcessFabric:
         self._world_board: Board | None = None
         self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
         self._tuning = read_tuning(options.tuning_file)
-        identity, self.native = self._make_native(engines, is_one_host)
+        identity, self.native = self._make_native(agree, is_one_host)
         self.suite = self.native.suite
         self.provider = suite_provider(self.suite)
         warn_of_failed_providers()
@@ -118,7 +131,9 @@ class ProcessFabric:
         if os.getpid() == self._pid:
             self.native.shutdown()
 
-    def _make_native(self, engines: int, is_one_host: bool) -> tuple[Identity, _C.Fabric]:
+    def _make_native(
+        self, agree: Callable[[], int], is_one_host: bool
+    ) -> tuple[Identity, _C.Fabric]:
         _native.check_torch_version()
         options = self.options
         path = options.key_file
@@ -132,7 +147,7 @@ class ProcessFabric:
             else:
                 assert job_key is not None
                 identity = PskIdentity(job_key, self.rank)
-            return identity, self._make_fabric(suite, text, engines, is_one_host)
+            return identity, self._make_fabric(suite, text, agree(), is_one_host)
         except ValueError as error:  # the core's word for a bad setting
             raise ConfigError(str(error)) from None
         except RuntimeError as error:
@@ -214,32 +229,84 @@ def current_fabric() -> ProcessFabric | None:
 
 
 def fabric_for(
-    *, rank: int, world_size: int, options: Options | None, store: Store
+    *, rank: int, world_size: int, options: Options | None, store: Store, world: str | None
 ) -> ProcessFabric:
     """Return this process's fabric, making it if there is none that fits.
 
-    options None means: as it is, or from the environment. Raises ConfigError when they differ from
-    those of the fabric that is there, because all groups share its sockets and keys.
+    options None means: as it is, or from the environment. world is the name of the group that is
+    being made, if it is that of all ranks. Raises ConfigError when the options differ from those of
+    the fabric that is there, because all groups share its sockets and keys.
     """
     global _current
+    agreement = _Agreement(of_this_incarnation(store, rank), rank, world_size, world)
     if _current is not None:
         _current.check_not_forked()
         if (_current.rank, _current.world_size) == (rank, world_size):
             _check_same(_current.options, options)
+            agreement.confirm(_current)
             return _current
         _current.shutdown()
         _current = None
     warn_of_unknown_settings()
-    options = options or Options()
+    own = options or Options()
     is_local = is_one_host(store, world_size)
-    engines = options.engines
-    if engines == 0:
-        proposal = propose_engines(options, _local_world_size(world_size, is_local))
-        engines = agree_on_engines(of_this_incarnation(store, rank), proposal)
+    local_world_size = _local_world_size(world_size, is_local)
     _current = ProcessFabric(
-        rank=rank, world_size=world_size, options=options, engines=engines, is_one_host=is_local
+        rank=rank,
+        world_size=world_size,
+        options=own,
+        agree=lambda: agreement.reach(own, local_world_size),
+        is_one_host=is_local,
     )
     return _current
+
+
+@dataclasses.dataclass(frozen=True)
+class _Agreement:
+    """How the ranks of a world come to run equally many engines."""
+
+    store: Store
+    rank: int
+    world_size: int
+    world: str | None
+    """The name of the group of all ranks, while it is made; a part of them cannot speak for all."""
+
+    def reach(self, options: Options, local_world_size: int) -> int:
+        """Return how many engines this rank's new fabric gets. Raises ConfigError."""
+        if not self._is_possible:
+            return options.engines or 1
+        proposal = options.engines or propose_engines(options, local_world_size)
+        agreed = self._ask(options, proposal)
+        if options.engines == 0:
+            check_ports(options, local_world_size, agreed)
+        elif agreed != options.engines:
+            self._refuse(agreed, options.engines)
+        return agreed
+
+    def confirm(self, fabric: ProcessFabric) -> None:
+        """Let others know of a fabric that goes on into a new world, or check that it may."""
+        present = len(fabric.native.engines)
+        if self._is_possible and (agreed := self._ask(fabric.options, present)) != present:
+            self._refuse(agreed, present)
+
+    @property
+    def _is_possible(self) -> bool:
+        return self.world is not None and self.world_size > 1
+
+    def _ask(self, options: Options, engines: int) -> int:
+        return agree_on_engines(
+            self.store,
+            group_name=self.world or "",
+            rank=self.rank,
+            engines=engines,
+            join_timeout_s=options.join_timeout_s,
+        )
+
+    def _refuse(self, agreed: int, own: int) -> None:
+        raise ConfigError(
+            f"rank 0 runs {agreed} engines, this rank (rank {self.rank}) {own}; set "
+            "SECUREFABRIC_ENGINES to one number on all ranks"
+        )
 
 
 def _parsed(text: bytearray, path: str) -> JobKey:

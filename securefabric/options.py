@@ -136,7 +136,7 @@ class Options:
     engines: int = _setting("SECUREFABRIC_ENGINES", 0, _whole_or_auto)
     """Cores that may seal and open for this rank, the same number on all ranks: each has keys and
     sockets of its own, and takes a part of every large collective. 0 ("auto"): as many as the
-    host of the first rank that joins has for each of its ranks, at most 4."""
+    host of rank 0 has for each of its ranks, at most 4."""
 
     paths_per_peer: int = _setting("SECUREFABRIC_PATHS_PER_PEER", 8, _whole)
     """Paths over which the packets to one peer are spread."""

@@ -21,7 +21,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from . import _cbor
-from .errors import BadRank, DuplicateRank, JobMismatch, MalformedEntry, PolicyMismatch
+from .errors import (
+    BadRank,
+    ConfigError,
+    DuplicateRank,
+    JobMismatch,
+    MalformedEntry,
+    PolicyMismatch,
+)
 from .hybrid import KEM, HybridKeys
 from .hybrid import PUBLIC_KEY_BYTES as KEM_KEY_BYTES
 from .identity import Identity
@@ -276,7 +283,7 @@ def encode_entry(identity: Identity, body: EntryBody) -> bytes:
     evidence = identity.evidence(_EVIDENCE_CONTEXT + encoded)
     entry = _cbor.encode([identity.mode, identity.key_id, encoded, evidence])
     if len(entry) > ENTRY_BYTES_MAX:
-        raise MalformedEntry(
+        raise ConfigError(
             f"this rank's entry has {len(entry)} bytes, more than {ENTRY_BYTES_MAX}: it has "
             f"{len(body.addresses)} sockets; choose fewer interfaces (SECUREFABRIC_SOCKET_IFNAME) "
             "or engines (SECUREFABRIC_ENGINES), or a shorter chain of certificates "

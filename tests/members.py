@@ -65,7 +65,11 @@ class Member:
         settings = {"join_timeout_s": 10.0, "spin": "never", "paths_per_peer": 2, **settings}
         options = Options(**settings)
         self.fabric = ProcessFabric(
-            rank=rank, world_size=world_size, options=options, engines=1, is_one_host=True
+            rank=rank,
+            world_size=world_size,
+            options=options,
+            agree=lambda: options.engines or 1,
+            is_one_host=True,
         )
         view: Any = View(store, alter)
         try:

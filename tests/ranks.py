@@ -78,6 +78,7 @@ def run_ranks(
             "MASTER_PORT": str(store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "SECUREFABRIC_KEY_FILE": key_file,
+            "SECUREFABRIC_ENGINES": "1",  # on hosts of any size
             "OMP_NUM_THREADS": "1",
             **({} if bed is None else bed.environment(rank, world_size)),
             **own,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -27,6 +28,7 @@ from securefabric.roster import Roster
 
 KEY = FakeCredential()
 NOTHING: frozenset[bytes] = frozenset()
+JOIN_TIMEOUT_S = 5.0
 
 
 def roster_of(rank: int, **changes: object) -> Roster:
@@ -124,17 +126,44 @@ def test_look_up__a_store_that_is_gone_is_named() -> None:
 # agree_on_engines
 
 
-def test_agree_on_engines__the_first_proposal_holds() -> None:
-    store = HashStore()
-    assert [agree_on_engines(store, proposal) for proposal in (3, 1, 4)] == [3, 3, 3]
+def engines_of(store: HashStore | TCPStore, rank: int, engines: int) -> int:
+    return agree_on_engines(
+        store, group_name="0", rank=rank, engines=engines, join_timeout_s=JOIN_TIMEOUT_S
+    )
 
 
-@pytest.mark.parametrize("text", ["0", "17", "-1", "two", "\u0663", "1" * 100])
-def test_agree_on_engines__what_no_rank_has_written_is_refused(text: str) -> None:
+def test_agree_on_engines__all_run_as_many_as_rank_0() -> None:
     store = HashStore()
-    store.set("securefabric/engines", text)
-    with pytest.raises(ConfigError, match="SECUREFABRIC_ENGINES"):
-        agree_on_engines(store, 2)
+    assert engines_of(store, 0, 3) == 3
+    assert [engines_of(store, rank, 1) for rank in (2, 1)] == [3, 3]
+
+
+def test_agree_on_engines__each_turn_has_its_own_number() -> None:
+    store = HashStore()
+    for engines in (2, 4):
+        assert engines_of(store, 0, engines) == engines
+        assert engines_of(store, 1, 1) == engines
+
+
+def test_agree_on_engines__a_rank_0_that_never_comes_is_named() -> None:
+    with pytest.raises(JoinTimeout, match=r"rank 0 did not join group '0'.*this is rank 3"):
+        agree_on_engines(HashStore(), group_name="0", rank=3, engines=1, join_timeout_s=0.1)
+
+
+def test_agree_on_engines__a_rank_0_that_cannot_is_quoted() -> None:
+    store = HashStore()
+    with suppress(ConfigError), refusals_told(store, 0):
+        raise ConfigError("no job key")
+    with pytest.raises(ConfigError, match="rank 0 cannot join the job: no job key"):
+        engines_of(store, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["0", "17", "-1", "two", "", "\u0663", "1" * 100])
+def test_agree_on_engines__what_rank_0_has_not_written_is_refused(text: str) -> None:
+    store = HashStore()
+    store.set("securefabric/engines/1", text)
+    with pytest.raises(ConfigError, match="a store of its own"):
+        engines_of(store, 1, 2)
 
 
 def test_agree_on_engines__a_store_that_has_gone_is_named() -> None:
@@ -142,7 +171,7 @@ def test_agree_on_engines__a_store_that_has_gone_is_named() -> None:
     client = TCPStore("127.0.0.1", host.port, is_master=False, timeout=timedelta(seconds=5))
     del host
     with pytest.raises(StoreUnavailable):
-        agree_on_engines(client, 2)
+        engines_of(client, 1, 2)
 
 
 # agree_on_group_key

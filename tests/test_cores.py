@@ -52,4 +52,14 @@ def test_propose_engines(
     cores: int, local_world_size: int, ports: str, engines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cores, "usable_cores", lambda: cores)
+    monkeypatch.setattr(_cores, "_interfaces", lambda _grammar: 1)
     assert propose_engines(Options(key_file="job.key", ports=ports), local_world_size) == engines
+
+
+@pytest.mark.parametrize(("interfaces", "engines"), [(1, 4), (16, 4), (20, 3), (40, 1), (100, 1)])
+def test_propose_engines__an_entry_has_room_for_so_many_sockets(
+    interfaces: int, engines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cores, "usable_cores", lambda: 16)
+    monkeypatch.setattr(_cores, "_interfaces", lambda _grammar: interfaces)
+    assert propose_engines(Options(key_file="job.key"), 2) == engines

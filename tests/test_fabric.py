@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -137,37 +138,89 @@ def test_create_backend__another_world_gets_another_fabric(key_file: str) -> Non
 
 # How many engines
 
-
-def engines_of_two(options: Options, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What rank 0 and rank 1 of one world run, the first on 8 cores and the second on 2."""
-    store = HashStore()
-    engines = []
-    for rank, cores in enumerate((8, 2)):
-        monkeypatch.setattr(_fabric, "_current", None)
-        monkeypatch.setattr(_cores, "usable_cores", lambda cores=cores: cores)
-        make(FakeRequest(store, group_rank=rank, group_size=2), options)
-        engines.append(native().settings["engines"])
-    return engines
+Run = Callable[..., list[object]]
 
 
-def test_engines__are_those_of_the_first_rank_that_comes(
-    key_file: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [2, 2]
+@pytest.fixture
+def on_cores(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What ranks of one world run, each on a host with so many cores for three ranks."""
+
+    def run(*cores_of_ranks: int, options: Options, ranks: list[int] | None = None) -> list[object]:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "6")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        monkeypatch.setattr(dist, "get_world_size", lambda: 6)
+        store = HashStore()
+        engines = []
+        for rank, cores in enumerate(cores_of_ranks):
+            monkeypatch.setattr(_fabric, "_current", None)
+            monkeypatch.setattr(_cores, "usable_cores", lambda cores=cores: cores)
+            request = FakeRequest(
+                store, group_rank=rank, group_size=6, global_ranks_in_group=ranks or []
+            )
+            make(request, options)
+            engines.append(native().settings["engines"])
+        return engines
+
+    return run
+
+
+def test_engines__are_those_that_rank_0_has_cores_for(key_file: str, on_cores: Run) -> None:
+    assert on_cores(8, 64, 2, options=Options(key_file=key_file)) == [2, 2, 2]
 
 
 def test_engines__one_where_nobody_knows_who_shares_the_cores(
     key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [1, 1]
+    monkeypatch.setattr(_cores, "usable_cores", lambda: 64)
+    make(FakeRequest(HashStore(), group_size=2), Options(key_file=key_file))
+    assert native().settings["engines"] == 1
 
 
-def test_engines__are_what_the_user_says(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECUREFABRIC_ENGINES", "3")
-    assert engines_of_two(Options(key_file=key_file), monkeypatch) == [3, 3]
+def test_engines__are_what_the_user_says(key_file: str, on_cores: Run) -> None:
+    assert on_cores(8, 8, options=Options(key_file=key_file, engines=3)) == [3, 3]
+
+
+def test_engines__one_where_the_world_is_another_backend_s(key_file: str, on_cores: Run) -> None:
+    assert on_cores(64, 2, options=Options(key_file=key_file), ranks=[0, 1]) == [1, 1]
+
+
+def test_engines__settings_that_differ_are_refused_at_once(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HashStore()
+    make(FakeRequest(store, group_rank=0, group_size=2), Options(key_file=key_file, engines=2))
+    monkeypatch.setattr(_fabric, "_current", None)
+    with pytest.raises(ConfigError, match=r"rank 0 runs 2 engines, this rank \(rank 1\) 3; set"):
+        create_backend(
+            FakeRequest(store, group_rank=1, group_size=2), Options(key_file=key_file, engines=3)
+        )
+
+
+def test_engines__more_than_the_ports_hold_are_refused(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = HashStore()
+    make(FakeRequest(store, group_rank=0, group_size=2), Options(key_file=key_file, engines=4))
+    monkeypatch.setattr(_fabric, "_current", None)
+    options = Options(key_file=key_file, ports="40000-40008")
+    with pytest.raises(ConfigError, match=r"4 engines.*40000-40008 do not suffice; widen"):
+        create_backend(FakeRequest(store, group_rank=1, group_size=2), options)
+
+
+def test_engines__a_fabric_that_goes_on_tells_the_new_ranks(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stays, as rank 0, while others are replaced: each world has its store."""
+    options = Options(key_file=key_file)
+    make(FakeRequest(HashStore(), group_rank=0, group_size=2), options)
+    stayed = current_fabric()
+    second = HashStore()
+    make(FakeRequest(second, group_rank=0, group_size=2), options)
+    assert current_fabric() is stayed
+    monkeypatch.setattr(_fabric, "_current", None)
+    make(FakeRequest(second, group_rank=1, group_size=2), options)
+    assert native().settings["engines"] == 1
 
 
 # ProcessFabric

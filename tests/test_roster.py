@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from securefabric.errors import (
     AuthError,
     BadRank,
+    ConfigError,
     DuplicateRank,
     IdentityError,
     JobMismatch,
@@ -270,7 +271,7 @@ def test_encode_entry__too_many_sockets_names_the_setting() -> None:
             return bytes(12_000)
 
     body = make_body(0, addresses=[f"[fd00:{'1111:' * 6}{i:x}]:40000" for i in range(1, 129)])
-    with pytest.raises(MalformedEntry, match=r"SECUREFABRIC_SOCKET_IFNAME.*SECUREFABRIC_CERT_FILE"):
+    with pytest.raises(ConfigError, match=r"SECUREFABRIC_SOCKET_IFNAME.*SECUREFABRIC_CERT_FILE"):
         encode_entry(Verbose(), body)
 
 
