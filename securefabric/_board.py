@@ -48,7 +48,8 @@ _REFUSAL: Final = "securefabric/refusal/{rank}"
 
 _REFUSAL_CHARACTERS_MAX: Final = 500
 _DIGITS_MAX: Final = 3
-_LOOK_S: Final = 1.0  # between two looks whether the first rank of a group has refused to join
+_LOOK_S: Final = 1.0  # that a rank waits for another before it looks whether that refuses to join
+_POLL_S: Final = 0.1  # between later looks for both
 
 _counted: dict[str, str] = {}  # which of a rank's processes this one is, by key
 
@@ -246,24 +247,30 @@ def _told_by(
 ) -> bytes:
     """Wait for what another rank writes. Both are global ranks."""
     until = time.monotonic() + join_timeout_s
+    has_waited = False
     while True:
         left_s = until - time.monotonic()
         try:
-            store.wait([key], timedelta(seconds=max(0.001, min(left_s, _LOOK_S))))
-            return bytes(store.get(key))
+            # One wait alone: torch's store writes two lines to stderr for each that ends in vain.
+            if not has_waited:
+                store.wait([key], timedelta(seconds=max(0.001, min(left_s, _LOOK_S))))
+                return bytes(store.get(key))
+            if cast(_Client, store).check([key]):
+                return bytes(store.get(key))
+            time.sleep(max(0.0, min(left_s, _POLL_S)))
         except RuntimeError as error:
-            cause = error
+            cause, has_waited = error, True
         try:
             refusal = _refusal_of(cast(_Client, store), teller)
         except RuntimeError as error:
             raise _unavailable(error) from error
         if refusal is not None:
             raise ConfigError(refusal)
-        if left_s <= _LOOK_S:
+        if time.monotonic() >= until:
             raise JoinTimeout(
-                f"rank {teller} did not join group {group_name!r} within {join_timeout_s:g} s "
-                f"(this is rank {asker}): it has not called new_group or init_process_group, has "
-                f"failed, or cannot reach the store [{cause}]"
+                f"rank {teller} did not join group {group_name!r} within {join_timeout_s:g} s, "
+                f"SECUREFABRIC_JOIN_TIMEOUT_S (this is rank {asker}): it has not called new_group "
+                f"or init_process_group, has failed, or cannot reach the store [{cause}]"
             ) from cause
 
 

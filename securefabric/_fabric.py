@@ -287,7 +287,7 @@ class _Agreement:
         """Let others know of a fabric that goes on into a new world, or check that it may."""
         present = len(fabric.native.engines)
         if self._is_possible and (agreed := self._ask(fabric.options, present)) != present:
-            self._refuse(agreed, present)
+            self._refuse(agreed, present, " since its first group")
 
     @property
     def _is_possible(self) -> bool:
@@ -302,10 +302,10 @@ class _Agreement:
             join_timeout_s=options.join_timeout_s,
         )
 
-    def _refuse(self, agreed: int, own: int) -> None:
+    def _refuse(self, agreed: int, own: int, since: str = "") -> None:
         raise ConfigError(
-            f"rank 0 runs {agreed} engines, this rank (rank {self.rank}) {own}; set "
-            "SECUREFABRIC_ENGINES to one number on all ranks"
+            f"the numbers of engines differ: rank 0 has {agreed}, this rank (rank {self.rank}) "
+            f"{own}{since}; set SECUREFABRIC_ENGINES to one number on all ranks"
         )
 
 

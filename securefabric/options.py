@@ -46,7 +46,12 @@ def _whole(text: str) -> int:
 
 
 def _whole_or_auto(text: str) -> int:
-    return 0 if text.strip().lower() == "auto" else _whole(text)
+    if text.strip().lower() == "auto":
+        return 0
+    try:
+        return _whole(text)
+    except ValueError:
+        raise ValueError('it must be a whole number, or "auto"') from None
 
 
 def _number(text: str) -> float:
@@ -300,7 +305,7 @@ def _is_job_id(text: str) -> bool:
 def _check_type(name: str, value: object, declared: str) -> None:
     # type() and not isinstance(): True is no number of sockets.
     if type(value) not in _TYPES[declared]:
-        raise _unusable(name, value, f"it must be a {declared}")
+        raise _unusable(name, value, f"its type must be {declared}")
 
 
 def _check_range(name: str, value: float, least: float, most: float) -> None:

@@ -191,7 +191,7 @@ def test_engines__settings_that_differ_are_refused_at_once(
     store = HashStore()
     make(FakeRequest(store, group_rank=0, group_size=2), Options(key_file=key_file, engines=2))
     monkeypatch.setattr(_fabric, "_current", None)
-    with pytest.raises(ConfigError, match=r"rank 0 runs 2 engines, this rank \(rank 1\) 3; set"):
+    with pytest.raises(ConfigError, match=r"rank 0 has 2, this rank \(rank 1\) 3; set"):
         create_backend(
             FakeRequest(store, group_rank=1, group_size=2), Options(key_file=key_file, engines=3)
         )
