@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this anyway, but too late: its functions' defaults would then keep
+# the group for good, and Gloo's threads, which must not outlive destroy_process_group.
+import torch.distributed.nn.functional
 from _devices import own_device
 from _operations import ROOT, Case
 from torch.distributed.rendezvous import rendezvous

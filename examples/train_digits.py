@@ -21,6 +21,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this anyway, but too late: its functions' defaults would then keep
+# the group for good, and Gloo's threads, which must not outlive destroy_process_group.
+import torch.distributed.nn.functional
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional

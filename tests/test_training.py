@@ -66,3 +66,22 @@ def test_training_is_sealed_exact_and_the_same_under_every_launcher(
 
     under_mpi = train(mpirun, tmp_path, key_file, "securefabric")
     assert under_mpi.digest == sealed.digest
+
+
+ENDS_ITS_THREADS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, "examples")
+import train_digits
+sys.argv = ["train_digits.py", "--backend", "gloo", "--epochs", "1"]
+train_digits.main()
+names = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+print("left:", sorted(name for name in names if "gloo" in name))
+"""
+
+
+def test_training_in_the_clear_ends_its_threads(tmp_path: Path) -> None:
+    """A thread of Gloo's that needs the interpreter while the process ends aborts it."""
+    script = tmp_path / "rank.py"
+    script.write_text(ENDS_ITS_THREADS)
+    assert "left: []" in run_job([*torchrun(1), str(script)])
