@@ -199,10 +199,7 @@ def test_abort__ends_a_large_call_on_all_ranks(key_file: str, store: HashStore) 
         check_all_reduce(first, second, numel=LARGE)
         work, _ = first.start(LARGE)
         first.backend.abort()
-        # An engine may hear of it from rank 1, which another has told, before its own rank.
-        error = error_of(work)
-        assert error.startswith("GroupAborted: ")
-        assert "abort() was called on rank 0" in error
+        assert error_of(work).startswith("GroupAborted: abort() was called on rank 0")
         for numel in (LARGE, SMALL):  # what the first has called, or else they also disagree
             assert "abort() was called" in error_of(second.start(numel)[0])
 

@@ -194,6 +194,7 @@ void Driver::take_tasks() {
 void Driver::start_tasks() {
   take_tasks();
   if (fatal_) return fail_everything(*fatal_);
+  publish_breaks();
   const auto sent = port_.transmit(engine_, now());
   if (!sent) return on_socket_error(sent.error());
   publish();
@@ -213,6 +214,7 @@ bool Driver::turn() {
     return false;
   }
   if (engine_.poll_timeout() <= at) engine_.handle_timeout(at);
+  publish_breaks();
   const auto sent = port_.transmit(engine_, at);
   if (!sent) {
     on_socket_error(sent.error());
@@ -223,11 +225,17 @@ bool Driver::turn() {
   return received.value() || sent.value();
 }
 
-void Driver::publish() {
-  while (const auto wanted = engine_.poll_wanted()) wanted_(*wanted);
+// Before the members hear of it: one of them could otherwise pass it on to another engine of this
+// rank first, whose error would then name that member.
+void Driver::publish_breaks() {
   while (const auto broken = engine_.poll_broken()) {
     if (broken_) broken_(*broken);
   }
+}
+
+void Driver::publish() {
+  while (const auto wanted = engine_.poll_wanted()) wanted_(*wanted);
+  publish_breaks();
   bool any = false;
   while (auto operation = engine_.poll_completed()) {
     any = true;

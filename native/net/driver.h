@@ -71,7 +71,8 @@ class Driver {
   // Runs with the engine held: must not call the driver.
   using EngineTask = std::function<void(collective::Engine&, base::Instant)>;
   // Both are called on whichever thread drives, with the engine held: they must return at once and
-  // not call back. BrokenHandler comes before the ends of the operations that the group had.
+  // not call back. BrokenHandler comes before the ends of the operations that the group had, and
+  // before anything of it is sent.
   using WantedHandler = std::function<void(base::Rank)>;
   using BrokenHandler = std::function<void(const collective::GroupBroken&)>;
 
@@ -128,6 +129,7 @@ class Driver {
   bool turn();
   void start_tasks();
   void take_tasks();
+  void publish_breaks();
   void publish();
   void note_state();
   void on_socket_error(const base::Error& error);

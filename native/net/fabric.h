@@ -122,7 +122,6 @@ class Fabric {
   // Fails every operation of the group and every later one, and tells the members.
   void abort_group(const Groups& groups, const base::Error& error);
   // Links all members now.
-  void spread_breaks(const Groups& groups);
   base::Status connect_group(const Groups& groups);
 
   // How operations are planned. Set anew only while no operation is being planned, on all ranks.
@@ -164,6 +163,8 @@ class Fabric {
   base::Status make_engine(const Materials& common);
   // While holding the engine of `origin`, whose group broke.
   void on_broken(uint32_t origin, const collective::GroupBroken& broken);
+  // The same for what broke in some engines before all knew the group.
+  void spread_breaks(const Groups& groups);
   void add_stats(Driver& driver, FabricStats& stats) const;
 
   void resolver_loop();
