@@ -97,7 +97,8 @@ Result<UdpSocket> bind_in_range(const LocalAddress& local, const FabricConfig& c
                    local.address.ip_text() + " (" + socket.error().message +
                    "); each rank of this host needs " +
                    std::to_string(config.sockets_per_interface * config.engines) +
-                   " on each interface: widen the range"};
+                   " on each interface: widen the range" +
+                   (config.engines > 1 ? " or lower SECUREFABRIC_ENGINES" : "")};
 }
 
 Duration spin_for(const FabricConfig& config) {

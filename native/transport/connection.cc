@@ -191,9 +191,10 @@ void Connection::check_liveness(Instant now) {
   if (state_ == ConnectionState::kOpen) {
     const Duration silence = now - last_heard_at_;
     if (silence >= config.death_timeout) {
-      report_failure(ErrorCode::kPeerLost, "is lost: nothing was heard from it for " +
-                                               in_seconds(silence) +
-                                               " (its process died or its host is unreachable)");
+      report_failure(ErrorCode::kPeerLost,
+                     "is lost: nothing was heard from it for " + in_seconds(silence) +
+                         " (its process died or its host is unreachable; it stays "
+                         "lost: restart all ranks)");
       return;
     }
     if (now - last_sent_at_ >= config.heartbeat) {
