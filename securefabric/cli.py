@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from .identity import SUITES, suite_refusal, write_key_file
@@ -46,7 +48,8 @@ def _keygen(path: str, suite: str) -> int:
     refusal = suite_refusal(suite)
     if refusal:
         print(f"note: this host cannot run that suite: {refusal}", file=sys.stderr)
-    print(f"next: copy it to every host of the job, and `export SECUREFABRIC_KEY_FILE={path}`")
+    whole = shlex.quote(str(Path(path).absolute()))  # ranks may start in another folder
+    print(f"next: copy it to every host of the job, and `export SECUREFABRIC_KEY_FILE={whole}`")
     return 0
 
 

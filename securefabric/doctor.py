@@ -62,11 +62,14 @@ def examine() -> list[Finding]:
         ("mpi", _mpi),
     ]
     findings: list[Finding] = []
+    said: set[str] = set()  # failures
     for topic, check in checks:
         try:
             findings.extend(check())
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            findings.append(Finding(topic=topic, detail=str(error), verdict="FAIL"))
+            if str(error) not in said:  # several checks read the settings
+                findings.append(Finding(topic=topic, detail=str(error), verdict="FAIL"))
+            said.add(str(error))
     return findings
 
 

@@ -12,10 +12,11 @@ from securefabric.identity import read_key_text
 
 
 def test_keygen__writes_a_key_and_says_what_is_next(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["keygen", "job.key", "--suite", "chacha20-poly1305"]) == 0
     path = str(tmp_path / "job.key")
-    assert cli.main(["keygen", path, "--suite", "chacha20-poly1305"]) == 0
     key = JobKey(read_key_text(path))
     said = capsys.readouterr().out
     assert key.suite == "chacha20-poly1305"

@@ -56,6 +56,8 @@ def test_examine__another_torch_is_fatal_and_the_rest_is_still_examined(
 
 def test_examine__an_unusable_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECUREFABRIC_PATHS_PER_PEER", "many")
+    named = [found.topic for found in examine() if "SECUREFABRIC_PATHS_PER_PEER" in found.detail]
+    assert named == ["settings"]  # once, though the interfaces are examined by the settings too
     found = by_topic(examine())["settings"].detail
     assert "SECUREFABRIC_PATHS_PER_PEER='many' is not usable: it must be a whole number" in found
 
