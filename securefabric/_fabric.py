@@ -16,7 +16,6 @@ from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
 from ._board import Board, agree_on_engines, agree_on_group_key, of_this_incarnation
 from ._cores import check_ports, propose_engines
-from .certificates import CertificateIdentity
 from .errors import ConfigError, ForkError, SecureFabricError, classify
 from .hybrid import HybridKeys
 from .identity import (
@@ -143,6 +142,9 @@ class ProcessFabric:
             suite = options.suite_for(job_key.suite if job_key else None)
             identity: Identity
             if options.uses_certificates:
+                # Here, since it takes three times as long as everything else that a job key needs.
+                from .certificates import CertificateIdentity
+
                 identity = CertificateIdentity.load(options, self.rank, job_key)
             else:
                 assert job_key is not None
@@ -191,12 +193,10 @@ class ProcessFabric:
 
     def _own_body(self, identity: Identity, hybrid: HybridKeys | None) -> EntryBody:
         native = self.native
-        # A certificate says itself which job it is for.
-        certified = identity.job if isinstance(identity, CertificateIdentity) else None
         addresses = advertised_addresses([bound for _, _, bound in native.engines], self.options)
         return EntryBody(
             version=PROTOCOL_VERSION,
-            job=certified or self.options.effective_job_id(),
+            job=identity.job or self.options.effective_job_id(),
             rank=self.rank,
             world_size=self.world_size,
             boot_id=native.boot_id,

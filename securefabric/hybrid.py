@@ -16,11 +16,6 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
-from cryptography.hazmat.primitives.asymmetric.mlkem import (
-    MLKEM768PrivateKey,
-    MLKEM768PublicKey,
-)
-
 from . import _cbor
 from .errors import MalformedEntry
 
@@ -44,6 +39,8 @@ class HybridKeys:
     """
 
     def __init__(self, identity: Identity) -> None:
+        from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+
         self._identity = identity
         self._private = MLKEM768PrivateKey.generate()
         self.public_key = self._private.public_key().public_bytes_raw()
@@ -58,6 +55,8 @@ class HybridKeys:
         The secret is given once; for the same entries the record is the same again, and there is
         no secret with it.
         """
+        from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
+
         link = _digests(own_entry, peer_entry)
         if link in self._records:
             return self._records[link], bytearray()

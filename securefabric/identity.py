@@ -50,6 +50,10 @@ class Identity(Protocol):
     def key_id(self) -> str:
         """Sixteen hexadecimal digits that name the job key and reveal nothing of it, or none."""
 
+    @property
+    def job(self) -> str | None:
+        """The job that the proof is for, where it says so itself."""
+
     def evidence(self, message: bytes) -> bytes:
         """Return the proof that this process wrote a message."""
 
@@ -64,6 +68,7 @@ class PskIdentity:
     """Proves possession of the job key, so membership of the job but no rank."""
 
     mode: Final = "psk"
+    job: Final = None
 
     def __init__(self, job_key: JobKey, rank: int) -> None:
         self._job_key = job_key
