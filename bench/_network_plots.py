@@ -348,6 +348,27 @@ def draw_bulk(data: Data, stem: Path) -> list[str]:
     return lines
 
 
+def draw_join(data: Data, stem: Path) -> list[str]:
+    """How long ranks take until all have left their first all_reduce, against how many they are."""
+    figure, axes = _figure()
+    lines = []
+    for backend in (OURS, GLOO):
+        rows = [row for row in data["rows"] if row["backend"] == backend]
+        worlds = [row["ranks"] for row in rows]
+        seconds = [row["reduced_s"] for row in rows]
+        axes.plot(worlds, seconds, "o-", color=COLOURS[backend], label=NAMES[backend])
+        said = ", ".join(f"{row['ranks']}: {row['reduced_s']:.2f} s" for row in rows)
+        lines.append(f"{backend}, by ranks: {said} (target for 64: 5 s)")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(worlds, map(str, worlds))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    axes.set_title("Ranks of two hosts join a job")
+    _label(axes, "ranks", "seconds until all have left a first all_reduce")
+    _save(figure, stem)
+    return lines
+
+
 FIGURES: Final[dict[str, Callable[[Data, Path], list[str]]]] = {
     "paths": draw_paths,
     "loss": draw_loss,
@@ -357,4 +378,5 @@ FIGURES: Final[dict[str, Callable[[Data, Path], list[str]]]] = {
     "neighbours": draw_neighbours,
     "rekey": draw_rekey,
     "bulk": draw_bulk,
+    "join": draw_join,
 }

@@ -142,3 +142,22 @@ def send_at_once(
     Stages(folder).reach("end", rank)
     dist.destroy_process_group()
     return times[1:]
+
+
+def join_at_once(rank: int, backend: str, folder: str) -> tuple[float, float, float]:
+    """Join a job when all ranks may: when this one began, had joined, and had left an all_reduce.
+
+    Processes have been started, and torch been imported, before.
+    """
+    Stages(folder).reach("start", rank)
+    started = time.monotonic()
+    _join(backend)
+    joined = time.monotonic()
+    tensor = torch.ones(1)
+    dist.all_reduce(tensor)
+    reduced = time.monotonic()
+    if tensor.item() != dist.get_world_size():
+        raise AssertionError("wrong sum")
+    dist.barrier()
+    dist.destroy_process_group()
+    return started, joined, reduced

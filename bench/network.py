@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402  after the path
 from _network_plots import FIGURES  # noqa: E402
-from _network_ranks import reduce_by_phase, send_at_once  # noqa: E402
+from _network_ranks import join_at_once, reduce_by_phase, send_at_once  # noqa: E402
 from ranks import run_ranks  # noqa: E402
 from testbed.namespaces import Bed, Host, why_not  # noqa: E402
 from testbed.stages import Stages  # noqa: E402
@@ -71,6 +71,8 @@ class Size:
     bulk_numel: int = 1 << 28
     """Elements of the one large all_reduce at a loss of 5 %."""
     bulk_epoch_bytes: int = 1 << 26
+    worlds: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    """Ranks that join a job at the same moment."""
 
 
 TINY = Size(
@@ -89,6 +91,7 @@ TINY = Size(
     rekey_rounds=1,
     bulk_numel=1 << 23,
     bulk_epoch_bytes=1 << 20,
+    worlds=(2, 4),
 )
 
 
@@ -161,6 +164,13 @@ class Conductor:
         job = self._make(backend, None)
         arguments = (backend, str(job.folder), self.size.incast_numel, self.size.repeats)
         job.future = self._pool.submit(self._run, send_at_once, senders + 1, job, *arguments)
+        return job
+
+    def start_join(self, backend: str, ranks: int) -> Job:
+        """Start ranks that join a job when they are let."""
+        job = self._make(backend, {})
+        arguments = (backend, str(job.folder))
+        job.future = self._pool.submit(self._run, join_at_once, ranks, job, *arguments)
         return job
 
     def _make(self, backend: str, settings: dict[str, str] | None) -> Job:
@@ -476,6 +486,27 @@ def measure_bulk(size: Size) -> dict[str, Any]:
     return {"bytes": size.bulk_numel * FLOAT_BYTES, "loss": 0.05, "rows": rows}
 
 
+def measure_join(size: Size) -> dict[str, Any]:
+    """Ranks of two hosts join a job: how long until the last has left a first all_reduce."""
+    rows = []
+    with Bed(2, 1) as bed:
+        for ranks in size.worlds:
+            for backend in BOTH:
+                job = Conductor(bed, size).start_join(backend, ranks)
+                job.run_phase("start", ranks)
+                times = job.future.result()
+                began = min(started for started, _, _ in times)
+                rows.append(
+                    {
+                        "backend": backend,
+                        "ranks": ranks,
+                        "joined_s": max(joined for _, joined, _ in times) - began,
+                        "reduced_s": max(reduced for _, _, reduced in times) - began,
+                    }
+                )
+    return {"rows": rows}
+
+
 EXPERIMENTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "paths": measure_paths,
     "loss": measure_loss,
@@ -485,6 +516,7 @@ EXPERIMENTS: dict[str, Callable[[Size], dict[str, Any]]] = {
     "neighbours": measure_neighbours,
     "rekey": measure_rekey,
     "bulk": measure_bulk,
+    "join": measure_join,
 }
 
 

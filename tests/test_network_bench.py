@@ -11,7 +11,7 @@ from jobs import run_job
 from testbed.namespaces import why_not
 
 REASON = why_not()
-EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "neighbours", "rekey", "bulk")
+EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "neighbours", "rekey", "bulk", "join")
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +32,8 @@ def test_network__measures_and_draws(name: str, tmp_path: Path) -> None:
         rows = {(row["backend"], row["loss"]): row["goodput_mbit"] for row in measured["rows"]}
         assert set(rows) == {(b, loss) for b in ("securefabric", "gloo") for loss in (0.0, 0.01)}
         assert min(rows.values()) > 0
+    if name == "join":
+        assert all(0 < row["joined_s"] < row["reduced_s"] for row in measured["rows"])
     if name in ("rekey", "bulk"):
         rows = measured["rows"]
         assert set(rows) == {"kept", "changing"}
