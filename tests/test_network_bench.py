@@ -11,7 +11,10 @@ from jobs import run_job
 from testbed.namespaces import why_not
 
 REASON = why_not()
-EXPERIMENTS = ("paths", "loss", "timeline", "incast", "windows", "neighbours", "rekey", "bulk", "join")
+EXPERIMENTS = (
+    *("paths", "loss", "timeline", "incast", "windows", "neighbours"),
+    *("rekey", "bulk", "join"),
+)
 
 pytestmark = [
     pytest.mark.slow,
