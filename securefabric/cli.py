@@ -24,7 +24,8 @@ says what this host can do and what is in the way.
 
 With certificates, so that no rank can pass for another:
   securefabric ca init ca && securefabric ca issue ca --job night --ranks 4
-  export SECUREFABRIC_CERT_FILE=$PWD/ca/night/rank-{rank}.pem SECUREFABRIC_CA_FILE=$PWD/ca/ca.pem
+  export SECUREFABRIC_CERT_FILE=$PWD/ca/night/rank-{rank}.pem
+  export SECUREFABRIC_CA_FILE=$PWD/ca/night/ca.pem
 """
 
 
@@ -48,9 +49,14 @@ def _keygen(path: str, suite: str) -> int:
     refusal = suite_refusal(suite)
     if refusal:
         print(f"note: this host cannot run that suite: {refusal}", file=sys.stderr)
-    whole = shlex.quote(str(Path(path).absolute()))  # ranks may start in another folder
-    print(f"next: copy it to every host of the job, and `export SECUREFABRIC_KEY_FILE={whole}`")
+    named = _quoted(Path(path))
+    print(f"next: copy it to every host of the job, and `export SECUREFABRIC_KEY_FILE={named}`")
     return 0
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a shell takes it, from the root: ranks may start in another folder."""
+    return shlex.quote(str(path.absolute()))
 
 
 def _ca(parsed: argparse.Namespace) -> int:
@@ -71,8 +77,8 @@ def _ca(parsed: argparse.Namespace) -> int:
         return 1
     print(f"{folder}: {len(ranks)} certificates for job {parsed.job}, for {parsed.days:g} days")
     print("next: give each host the files of its ranks and ca.pem (ca.key stays here), and")
-    print(f"  export SECUREFABRIC_CERT_FILE='{folder}/rank-{{rank}}.pem'")
-    print(f"  export SECUREFABRIC_CA_FILE='{folder}/ca.pem'")
+    print(f"  export SECUREFABRIC_CERT_FILE={_quoted(folder / 'rank-{rank}.pem')}")
+    print(f"  export SECUREFABRIC_CA_FILE={_quoted(folder / 'ca.pem')}")
     return 0
 
 

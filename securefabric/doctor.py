@@ -62,14 +62,16 @@ def examine() -> list[Finding]:
         ("mpi", _mpi),
     ]
     findings: list[Finding] = []
-    said: set[str] = set()  # failures
+    said: set[str] = set()  # of the settings, which several checks read
     for topic, check in checks:
         try:
             findings.extend(check())
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            if str(error) not in said:  # several checks read the settings
-                findings.append(Finding(topic=topic, detail=str(error), verdict="FAIL"))
-            said.add(str(error))
+            detail = str(error)
+            if detail not in said:
+                findings.append(Finding(topic=topic, detail=detail, verdict="FAIL"))
+            if isinstance(error, ConfigError):
+                said.add(detail)
     return findings
 
 

@@ -14,14 +14,16 @@ from securefabric.identity import read_key_text
 def test_keygen__writes_a_key_and_says_what_is_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my keys"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     assert cli.main(["keygen", "job.key", "--suite", "chacha20-poly1305"]) == 0
-    path = str(tmp_path / "job.key")
+    path = str(folder / "job.key")
     key = JobKey(read_key_text(path))
     said = capsys.readouterr().out
     assert key.suite == "chacha20-poly1305"
     assert key.key_id in said
-    assert f"export SECUREFABRIC_KEY_FILE={path}" in said
+    assert f"export SECUREFABRIC_KEY_FILE='{path}'" in said
 
 
 def test_keygen__a_suite_that_does_not_run_here_is_noted(
