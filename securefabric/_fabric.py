@@ -142,7 +142,7 @@ class ProcessFabric:
             suite = options.suite_for(job_key.suite if job_key else None)
             identity: Identity
             if options.uses_certificates:
-                # Here, since it takes three times as long as everything else that a job key needs.
+                # Here, since a rank with a job key alone has no use for what it imports.
                 from .certificates import CertificateIdentity
 
                 identity = CertificateIdentity.load(options, self.rank, job_key)

@@ -199,7 +199,11 @@ def test_abort__ends_a_large_call_on_all_ranks(key_file: str, store: HashStore) 
         check_all_reduce(first, second, numel=LARGE)
         work, _ = first.start(LARGE)
         first.backend.abort()
-        assert error_of(work).startswith("GroupAborted: abort() was called on rank 0")
+        # Not always in words of its own: an engine that reads packets meanwhile may hear of it from
+        # rank 1 before it sees what another one left for it.
+        error = error_of(work)
+        assert error.startswith("GroupAborted: ")
+        assert "abort() was called on rank 0" in error
         for numel in (LARGE, SMALL):  # what the first has called, or else they also disagree
             assert "abort() was called" in error_of(second.start(numel)[0])
 

@@ -235,7 +235,7 @@ void Driver::publish_breaks() {
 
 void Driver::publish() {
   while (const auto wanted = engine_.poll_wanted()) wanted_(*wanted);
-  publish_breaks();
+  publish_breaks();  // those of fail_everything(), which sends nothing
   bool any = false;
   while (auto operation = engine_.poll_completed()) {
     any = true;

@@ -11,7 +11,7 @@
 //               run Python callbacks there (completions.h). on_done of a waited-for operation is
 //               called by the thread that waits.
 //
-// A turn: take submitted work, receive, timers, send, publish what is done.
+// A turn: take submitted work, receive, timers, publish what is broken, send, publish what is done.
 //
 // Locks: `engine_mutex_` is held by whoever drives, also while it sleeps in wait(). Everybody else
 // appends to `tasks_` (`tasks_mutex_`) and, if it sleeps, wakes the one who drives. No lock is held

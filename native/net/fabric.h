@@ -161,9 +161,9 @@ class Fabric {
   // What all engines are made of, beside what each draws for itself.
   struct Materials;
   base::Status make_engine(const Materials& common);
-  // While holding the engine of `origin`, whose group broke.
+  // While holding the engine of `origin`, whose group broke, or none.
   void on_broken(uint32_t origin, const collective::GroupBroken& broken);
-  // The same for what broke in some engines before all knew the group.
+  // While holding no engine: the same for what broke in some before all knew the group.
   void spread_breaks(const Groups& groups);
   void add_stats(Driver& driver, FabricStats& stats) const;
 
