@@ -352,9 +352,9 @@ def draw_join(data: Data, stem: Path) -> list[str]:
     """How long ranks take until all have left their first all_reduce, against how many they are."""
     figure, axes = _figure()
     lines = []
+    worlds = sorted({row["ranks"] for row in data["rows"]})
     for backend in (OURS, GLOO):
         rows = [row for row in data["rows"] if row["backend"] == backend]
-        worlds = [row["ranks"] for row in rows]
         seconds = [row["reduced_s"] for row in rows]
         axes.plot(worlds, seconds, "o-", color=COLOURS[backend], label=NAMES[backend])
         said = ", ".join(f"{row['ranks']}: {row['reduced_s']:.2f} s" for row in rows)

@@ -12,8 +12,15 @@ from testbed.namespaces import why_not
 
 REASON = why_not()
 EXPERIMENTS = (
-    *("paths", "loss", "timeline", "incast", "windows", "neighbours"),
-    *("rekey", "bulk", "join"),
+    "paths",
+    "loss",
+    "timeline",
+    "incast",
+    "windows",
+    "neighbours",
+    "rekey",
+    "bulk",
+    "join",
 )
 
 pytestmark = [

@@ -69,14 +69,24 @@ def test_training_is_sealed_exact_and_the_same_under_every_launcher(
 
 
 ENDS_ITS_THREADS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, "examples")
 import train_digits
 sys.argv = ["train_digits.py", "--backend", "gloo", "--epochs", "1"]
 train_digits.main()
-names = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
-print("left:", sorted(name for name in names if "gloo" in name))
+def left():
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name = task.joinpath("comm").read_text().strip()
+        except OSError:
+            continue  # it has just ended
+        if "gloo" in name:
+            yield name
+until = time.monotonic() + 5  # a thread that was joined is listed for a moment
+while list(left()) and time.monotonic() < until:
+    time.sleep(0.05)
+print("left:", sorted(left()))
 """
 
 
