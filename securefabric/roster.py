@@ -159,9 +159,6 @@ class Roster:
         self._identity = identity
         self._hybrid = hybrid
         self._lock = threading.Lock()
-        # Who holds which boot id and public key; no two ranks may share one. A peer that restarts
-        # brings new ones; its old ones stay, so that nobody else can ever bring them.
-        self._holders: dict[bytes, int] = dict.fromkeys(_claims(own), own.rank)
 
     def verify(self, rank: int, entry: bytes) -> PeerEntry:
         """Return the peer of this rank after all checks; raises an IdentityError that names it.
@@ -172,7 +169,7 @@ class Roster:
         self._check_evidence(rank, split)
         body = decode_body(rank, split.body)
         self._check_membership(rank, body)
-        self._check_unique(body)
+        self._check_no_mirror(body)
         return PeerEntry(
             rank=body.rank,
             boot_id=body.boot_id,
@@ -211,7 +208,8 @@ class Roster:
         split = split_entry(self.own.rank, entry)
         self._check_evidence(self.own.rank, split)
         other = decode_body(self.own.rank, split.body)
-        if other.rank == self.own.rank and other.boot_id != self.own.boot_id:
+        # Not the boot id, which that process may have copied.
+        if other.rank == self.own.rank and other != self.own:
             raise DuplicateRank(
                 f"two processes claim rank {self.own.rank}: this one at {_at(self.own)}, and one "
                 f"at {_at(other)} that joined later; give every process its own RANK"
@@ -266,15 +264,18 @@ class Roster:
                 f"of {own.world_size}; start all ranks with the same WORLD_SIZE"
             )
 
-    def _check_unique(self, body: EntryBody) -> None:
-        with self._lock:
-            for claimed in _claims(body):
-                holder = self._holders.setdefault(claimed, body.rank)
-                if holder != body.rank:
-                    raise DuplicateRank(
-                        f"rank {body.rank} at {_at(body)} brings the boot id or public key of "
-                        f"rank {holder}; one process cannot be two ranks"
-                    )
+    def _check_no_mirror(self, body: EntryBody) -> None:
+        """Refuse an entry with what this rank alone can have drawn.
+
+        What two others have in common is not looked at: who copied it cannot use it, and which of
+        the two did is not to be seen here. It is the one that never confirms. PROTOCOL.md §3.2.
+        """
+        if not _drawn(self.own).isdisjoint(_drawn(body)):
+            raise DuplicateRank(
+                f"rank {body.rank} at {_at(body)} brings a boot id or key of rank {self.own.rank}, "
+                f"which is this rank and drew it: the process of rank {body.rank} has copied it. "
+                "Find out who runs that process"
+            )
 
 
 def encode_entry(identity: Identity, body: EntryBody) -> bytes:
@@ -416,9 +417,10 @@ def _malformed(rank: int, what: str) -> MalformedEntry:
     )
 
 
-def _claims(body: EntryBody) -> list[bytes]:
-    """Return what no two ranks may have in common."""
-    return [body.boot_id, *(engine.public_key for engine in body.engines)]
+def _drawn(body: EntryBody) -> set[bytes]:
+    """Return what an honest process draws for itself, and no other will ever draw."""
+    keys = {engine.public_key for engine in body.engines}
+    return keys | {body.boot_id} | ({body.kem_key} if body.kem_key else set())
 
 
 def _at(body: EntryBody) -> str:

@@ -73,13 +73,15 @@ class Member:
         )
         view: Any = View(store, alter)
         try:
-            key = self.fabric.join_group(view, group_name="world", group_rank=rank, global_ranks=[])
+            self.group_key = self.fabric.join_group(
+                view, group_name="world", group_rank=rank, global_ranks=[]
+            )
             self.backend: Any = _C.Backend(
                 fabric=self.fabric.native,
                 group_rank=rank,
                 group_size=world_size,
                 group_name="world",
-                group_key=key,
+                group_key=self.group_key,
                 global_ranks=list(range(world_size)),
                 options=_C.Options(timedelta(seconds=SECONDS_MAX)),
             )

@@ -1,5 +1,5 @@
 """Who tries to join that should not, and what a hostile store can do: rows 19 to 28 and 40 of
-the attack table in docs/SECURITY.md, against live ranks with real keys and sockets."""
+the attack table in docs/SECURITY.md and 43, against live ranks with real keys and sockets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from certificate_factory import authority as other_authority
 from certificate_factory import key_pem, leaf, pem
 from fakes import ENGINE_FIELDS
@@ -377,6 +378,31 @@ def test_row_27__live(
         assert error.startswith(f"{kind}: ")
         assert "rank 1" in error
         assert hint in error
+
+
+# 43: a member copies from another's entry
+
+
+@pytest.mark.parametrize("name", ["boot_id", "public_key"])
+def test_row_43__who_copies_is_named_and_whom_he_copied_works(
+    name: str, key_file: str, store: HashStore
+) -> None:
+    members = [
+        Member(rank, 3, store, key_file=key_file, join_timeout_s=2.0 if rank == 0 else 30.0)
+        for rank in range(3)
+    ]
+    with job(*members) as (first, copier, honest):
+        own = honest.fabric.roster.own
+        copied = getattr(own.engines[0] if name in ENGINE_FIELDS else own, name)
+        put(store, ENTRY.format(1), forged(copier, key_file, **{name: copied}))
+        for rank in (1, 2):  # the copy is read first
+            assert first.fabric.resolve(first.group_key, rank) is not None
+        tensor = torch.zeros(4)
+        receive = first.backend.recv([tensor], 2, 7)
+        honest.backend.send([torch.ones(4)], 0, 7).wait()
+        receive.wait()
+        assert bool((tensor == 1).all())
+        assert first.error().startswith("PeerLost: rank 1 ")
 
 
 # 28: another policy

@@ -222,18 +222,20 @@ def field_of(body: EntryBody | PeerEntry, name: str) -> object:
 
 
 @pytest.mark.parametrize("name", ["boot_id", "public_key"])
-def test_verify__one_process_cannot_be_two_ranks(name: str) -> None:
-    roster = roster_of()
-    roster.verify(1, encode_entry(KEY, make_body(1)))
-    twin = make_body(2, **{name: field_of(make_body(1), name)})
-    with pytest.raises(DuplicateRank, match=r"rank 2 .* of rank 1"):
-        roster.verify(2, encode_entry(KEY, twin))
+def test_verify__what_a_member_copies_from_another_does_not_hurt_that_one(name: str) -> None:
+    copied = make_body(1, **{name: field_of(make_body(2), name)})
+    for order in ((1, 2), (2, 1)):
+        roster = roster_of()
+        entries = {1: encode_entry(KEY, copied), 2: encode_entry(KEY, make_body(2))}
+        peers = {rank: roster.verify(rank, entries[rank]) for rank in order}
+        assert field_of(peers[1], name) == field_of(peers[2], name)
+        assert peers[1].entry_bytes != peers[2].entry_bytes, "so their links have other keys"
 
 
 @pytest.mark.parametrize("name", ["boot_id", "public_key"])
 def test_verify__own_key_mirrored_back_is_refused(name: str) -> None:
     mirrored = make_body(1, **{name: field_of(make_body(0), name)})
-    with pytest.raises(DuplicateRank, match="of rank 0"):
+    with pytest.raises(DuplicateRank, match=r"of rank 0.*the process of rank 1 has copied it"):
         roster_of(0).verify(1, encode_entry(KEY, mirrored))
 
 
@@ -242,10 +244,9 @@ def test_verify__several_engines_and_no_key_of_them_twice() -> None:
     roster = Roster(KEY, make_body(0, engines=ours))
     peer = roster.verify(1, encode_entry(KEY, make_body(1, engines=theirs)))
     assert peer.engines == theirs
-    for stolen in (ours[2], theirs[2]):
-        engines = [make_engine(2, number) for number in range(2)] + [stolen]
-        with pytest.raises(DuplicateRank, match=r"rank 2 .* public key of rank"):
-            roster.verify(2, encode_entry(KEY, make_body(2, engines=engines)))
+    engines = [make_engine(2, number) for number in range(2)] + [ours[2]]
+    with pytest.raises(DuplicateRank, match=r"rank 2 .* key of rank 0"):
+        roster.verify(2, encode_entry(KEY, make_body(2, engines=engines)))
 
 
 # Roster.check_not_replaced
@@ -254,6 +255,14 @@ def test_verify__several_engines_and_no_key_of_them_twice() -> None:
 def test_check_not_replaced__own_entry_is_fine() -> None:
     roster = roster_of(2)
     roster.check_not_replaced(roster.own_entry)
+
+
+def test_check_not_replaced__finds_out_who_copied_the_boot_id_as_well() -> None:
+    roster = roster_of(2)
+    other = make_body(2, public_key=b"n" * 32)
+    assert other.boot_id == roster.own.boot_id
+    with pytest.raises(DuplicateRank, match="claim rank 2"):
+        roster.check_not_replaced(encode_entry(KEY, other))
 
 
 def test_check_not_replaced__names_both_processes() -> None:
