@@ -136,6 +136,12 @@ crypto::SecretBuffer draw_private_key() {
   return key;
 }
 
+uint64_t draw_challenge() {
+  const auto bytes = random_bytes<8>();
+  SF_CHECK_MSG(bytes.ok(), "the kernel's random generator fails");
+  return base::ByteReader(bytes.value()).u64();
+}
+
 Status check_count(size_t sockets) {
   if (sockets <= transport::kSocketsMax) return base::ok_status();
   return Error{ErrorCode::kConfig,
@@ -225,6 +231,7 @@ Status Fabric::make_engine(const Materials& common) {
   endpoint.job_secret = crypto::SecretBuffer::allocate(common.job_secret.size());
   std::ranges::copy(common.job_secret.view(), endpoint.job_secret.bytes().begin());
   endpoint.draw_private_key = draw_private_key;
+  endpoint.draw_challenge = draw_challenge;
   endpoint.epoch_limits = {config.epoch_age, config.epoch_bytes,
                            uint64_t{1} << (common.provider.forgery_bits_max() - 1)};
   endpoint.random_seed = reader.u64();

@@ -83,6 +83,9 @@ void Cluster::make_node(uint32_t rank, base::Random& random) {
   config.draw_private_key = [this, rank, draws = base::Random(random.next())]() mutable {
     return draw_epoch_key(rank, draws);
   };
+  config.draw_challenge = [draws = base::Random(config.spi_base.value)]() mutable {
+    return draws.next();
+  };
   config.epoch_limits = options_.epoch_limits;
   config.random_seed = random.next();
   config.join_timeout = options_.join_timeout;

@@ -192,12 +192,13 @@ void Connection::check_liveness(Instant now) {
     const Duration silence = now - last_heard_at_;
     if (silence >= config.death_timeout) {
       report_failure(ErrorCode::kPeerLost,
-                     "is lost: nothing was heard from it for " + in_seconds(silence) +
+                     "is lost: it answered nothing that was sent to it in the last " +
+                         in_seconds(silence) +
                          " (its process died or its host is unreachable; it stays "
                          "lost: restart all ranks)");
       return;
     }
-    if (now - last_sent_at_ >= config.heartbeat) {
+    if (now - last_sent_at_ >= heartbeat(now)) {
       last_sent_at_ = now;
       for (const auto& path : sending_) {
         if (path->is_active()) path->wants_ping = true;
@@ -208,6 +209,13 @@ void Connection::check_liveness(Instant now) {
   if (!required_at_.is_never() && now - required_at_ >= config.join_timeout) {
     report_failure(ErrorCode::kPeerLost, join_failure(now));
   }
+}
+
+// Where most packets are lost, an answer takes several tries: a peer that has not answered for a
+// while is asked more often.
+Duration Connection::heartbeat(Instant now) const {
+  const Duration usual = shared_.config.heartbeat;
+  return now - last_heard_at_ < usual * 2 ? usual : usual / kHeartbeatHaste;
 }
 
 void Connection::handle_timeout(Instant now) {
@@ -240,7 +248,7 @@ Instant Connection::deadline(Instant now) const {
   if (state_ == ConnectionState::kOpen) {
     if (has_payload()) earliest = base::earlier(earliest, scheduler_.room_at(sending_, now));
     earliest = base::earlier(earliest, epochs_.deadline(epoch_linger(), epoch_patience()));
-    earliest = base::earlier(earliest, last_sent_at_ + config.heartbeat);
+    earliest = base::earlier(earliest, last_sent_at_ + heartbeat(now));
     earliest = base::earlier(earliest, last_heard_at_ + config.death_timeout);
   } else if (!required_at_.is_never()) {
     earliest = base::earlier(earliest, required_at_ + config.join_timeout);

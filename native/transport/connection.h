@@ -8,6 +8,7 @@
 // The states:  resolving ─► confirming ─► open ─► closed (the peer left) or failed (it is lost).
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <memory>
@@ -153,6 +154,10 @@ class Connection {
   ReceivingPath* receiving_path(base::PathId id);
   void report_failure(base::ErrorCode code, const std::string& what);
   void check_liveness(base::Instant now);
+  base::Duration heartbeat(base::Instant now) const;  // after which the peer is asked
+  // The peer has answered what we sent at `asked_at`: it lived then. When its answer arrived says
+  // nothing, for the network may have held that back.
+  void heard(base::Instant asked_at) { last_heard_at_ = std::max(last_heard_at_, asked_at); }
   std::string join_failure(base::Instant now) const;
 
   // connection_receive.cc: what arrives
@@ -240,7 +245,7 @@ class Connection {
   bool credit_queued_ = false;                       // a SentCredit is in control_
   uint64_t peer_window_ = kPeerWindowInitial;        // what the peer lets us have in flight
   uint32_t peer_credit_serial_ = 0;                  // of the newest credit from the peer
-  base::Instant last_heard_at_;                      // last packet that verified; excused: later
+  base::Instant last_heard_at_;                      // see heard(); excused: later
   base::Duration waited_;                            // of the packet in hand, in this host
   base::Instant last_sent_at_;                       // last packet that asked for an ack
   // Shorthands for parts of shared_.scratch.

@@ -44,7 +44,6 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   ++shared_.traffic.packets_opened;
   shared_.traffic.bytes_opened += datagram.size();
   if (is_marked_ce) ++shared_.traffic.ce_received;
-  last_heard_at_ = now;
   waited_ = waited;
   const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext);
   if (content.is_malformed) {
@@ -172,6 +171,7 @@ void Connection::handle(Instant now, const wire::AckFrame& frame, PacketContent&
     path->on_sample(*settled_.rtt, host_delay, now);
     on_congestion_report(*path, frame.ce_count, now);
   }
+  heard(path->sent.newest_acked_sent_at());
   if (settled_.has_progress()) path->probe_count = 0;
   path->sent.detect_lost(now, path->rtt.loss_delay(), settled_);
   settle(*path, settled_, now);
@@ -270,6 +270,7 @@ void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFram
 }
 
 void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant now) {
+  heard(now - round_trip);
   path.on_sample(round_trip, waited_, now);
   // Small and early: the best sample of a path without a queue. The probes of the MTU that follow
   // queue behind those of other paths.
@@ -285,7 +286,8 @@ void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant n
   if (state_ == ConnectionState::kConfirming) {
     state_ = ConnectionState::kOpen;
     was_reached_ = true;
-    last_heard_at_ = last_sent_at_ = now;
+    last_heard_at_ = now - round_trip;
+    last_sent_at_ = now;
   }
 }
 

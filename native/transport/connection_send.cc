@@ -164,7 +164,8 @@ bool Connection::seal_packet(SendingPath& path, Instant now, const PacketBuilder
   path.on_sent(record.bytes, now);
   if (record.bytes > 0) path.asked_for_ack = record.asks_for_ack;
   if (record.asks_for_ack) path.bytes_unasked = 0;
-  if (record.is_ack_eliciting) last_sent_at_ = now;
+  // A probe of the MTU may be too large for anybody to answer.
+  if (record.is_ack_eliciting && record.mtu_probe_bytes == 0) last_sent_at_ = now;
   path.sent.on_sent(number, std::move(record));
   ++shared_.traffic.packets_sealed;
   shared_.traffic.bytes_sealed += datagram.size();
@@ -212,7 +213,7 @@ void Connection::fill_path_frames(SendingPath& path, Instant now, PacketBuilder&
   }
   if (path.next_challenge_at <= now) {
     Challenge challenge{0, now};
-    while (challenge.value == 0) challenge.value = shared_.random.next();
+    while (challenge.value == 0) challenge.value = shared_.config.draw_challenge();
     path.on_challenge_sent(challenge);
     path.next_challenge_at = now + path.challenge_interval;
     path.challenge_interval = base::shorter(path.challenge_interval * 2, kProbeIntervalMax);

@@ -28,7 +28,8 @@ Endpoint::Endpoint(EndpointConfig config, ReceiveMatcher& matcher)
       random_(config_.random_seed),
       pool_(config_.receive_budget_bytes),
       burst_(kBurstBytesMax + kDatagramBytesMax) {
-  SF_CHECK(config_.aead != nullptr && config_.draw_private_key != nullptr);
+  SF_CHECK(config_.aead != nullptr);
+  SF_CHECK(config_.draw_private_key != nullptr && config_.draw_challenge != nullptr);
   SF_CHECK(!config_.sockets.empty() && config_.sockets.size() <= kSocketsMax);
   SF_CHECK(config_.paths_per_peer >= 1 && config_.paths_per_peer <= kPathsPerPeerMax);
   SF_CHECK(config_.datagram_bytes_max >= kDatagramBytesMin &&

@@ -54,7 +54,7 @@ class Endpoint {
   // Whether a message that was held is still there.
   bool has_message(base::Rank peer, uint64_t message_id) const;
   std::string describe_peer(base::Rank peer) const;
-  // When something was last heard from the peer; nothing if it was never reached.
+  // When the newest of what the peer has answered was sent; nothing if it was never reached.
   std::optional<base::Instant> last_heard_at(base::Rank peer) const;
 
   // All of these need require_peer first; for a peer that is lost they do nothing. (A held message

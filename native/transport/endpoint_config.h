@@ -24,6 +24,8 @@ struct EndpointConfig {
   crypto::SecretBuffer private_key;                 // X25519, 32 bytes, made for this incarnation
   crypto::SecretBuffer job_secret;                  // from the job key; empty without one
   LinkEpochs::DrawPrivateKey draw_private_key;      // of later epochs: 32 bytes of fresh entropy
+  std::function<uint64_t()> draw_challenge;         // fresh entropy, too: who cannot see a
+                                                    // challenge must not be able to echo it
   EpochLimits epoch_limits;                         // when a link's keys are replaced
   base::Spi spi_base;                               // random; the SPI for peer r is spi_base + r
   std::vector<base::AddressFamily> sockets;         // of the local sockets, numbered from 0
@@ -32,7 +34,7 @@ struct EndpointConfig {
   size_t burst_segments_max = kBurstSegmentsMax;    // 1 where segmentation offload is switched off
   // What the peers may have in flight to this rank, together, so that no socket buffer overflows.
   uint64_t receive_budget_bytes = kReceiveBudgetDefault;
-  uint64_t random_seed = 0;  // for challenges and jitter; from the OS on sockets
+  uint64_t random_seed = 0;  // for choices that anybody may guess: jitter, which path is next
   base::Duration join_timeout = kJoinTimeoutDefault;    // entry and first answer of a peer
   base::Duration death_timeout = kDeathTimeoutDefault;  // silence of a peer that was reached
   base::Duration heartbeat = kHeartbeatDefault;         // idle time after which a ping is sent

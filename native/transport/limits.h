@@ -182,6 +182,8 @@ inline constexpr int64_t kEpochAgeSpread = 8;
 inline constexpr base::Duration kJoinTimeoutDefault = base::Duration::seconds(60);
 inline constexpr base::Duration kDeathTimeoutDefault = base::Duration::seconds(10);
 inline constexpr base::Duration kHeartbeatDefault = base::Duration::seconds(1);
+// A peer that has answered nothing for two heartbeats is asked so many times as often.
+inline constexpr int64_t kHeartbeatHaste = 4;
 // A goodbye is not acked by somebody who is gone; a few copies make its loss unlikely.
 inline constexpr int kGoodbyeCopies = 3;
 

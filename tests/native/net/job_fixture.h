@@ -195,6 +195,7 @@ inline transport::EndpointConfig make_config(uint32_t rank, uint32_t world_size,
     draws.fill(key);
     return crypto::SecretBuffer::copy_and_wipe(key);
   };
+  config.draw_challenge = [draws = base::Random(3'000 + rank)]() mutable { return draws.next(); };
   config.random_seed = 99 + rank;
   config.heartbeat = options.heartbeat;
   return config;

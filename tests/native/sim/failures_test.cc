@@ -47,6 +47,25 @@ INSTANTIATE_TEST_SUITE_P(OfKind, KilledPeer,
                            return collective::operation_kind_name(kind.param);
                          });
 
+// Half of what a rank has sent arrives eight seconds later, when it is dead.
+TEST(Failures, network_that_holds_packets_back_does_not_keep_a_dead_peer_alive) {
+  ClusterOptions options = cluster_of(3);
+  options.death_timeout = Duration::seconds(3);
+  options.link.reorder = 0.5;
+  options.link.reorder_delay = Duration::seconds(8);
+  Fleet fleet(options);
+  for (int i = 0; i < 10; ++i) fleet.expect_works(call_of(OperationKind::kAllToAll, 1'000));
+  fleet.cluster.kill(2);
+  const uint64_t opened_before = fleet.cluster.traffic().packets_opened;
+  const Operations operations = fleet.start_all(call_of(OperationKind::kBarrier, 0));
+  EXPECT_TRUE(fleet.run_until_done(operations, Duration::millis(3'100)));
+  for (const auto& operation : operations) {
+    EXPECT_TRUE(failed_with(*operation, ErrorCode::kPeerLost, "rank 2 (10.0.0.2:4000) is lost"));
+  }
+  fleet.cluster.run_for(Duration::seconds(8));
+  EXPECT_GT(fleet.cluster.traffic().packets_opened, opened_before);
+}
+
 TEST(Failures, peer_killed_in_the_middle_of_a_transfer__100_moments) {
   for (uint64_t seed = 1; seed <= 100; ++seed) {
     ClusterOptions options = cluster_of(2 + static_cast<uint32_t>(seed % 3), seed);

@@ -189,6 +189,12 @@ class RogueEpochsTest : public ::testing::Test {
         }
         if (std::holds_alternative<wire::EpochFrame>(*frame)) ++offers_;
       }
+      wire::Header header;
+      SF_CHECK(wire::decode_header(datagram, header) == wire::HeaderStatus::kOk);
+      wire::AckFrame ack;
+      ack.path = header.path;
+      ack.largest = header.packet_number;
+      rogue_.say_frame(ack);
     }
   }
   std::optional<base::Error> failure() {

@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+
 #include "transfers.h"
+#include "wire/decode.h"
 
 namespace securefabric::transport {
 namespace {
@@ -71,6 +74,28 @@ TEST(Connection, the_first_round_trip_is_timed_from_the_right_challenge) {
   pair.endpoint(1).require_peer(EndpointPair::rank(0), pair.now());
   ASSERT_TRUE(pair.run_until([&pair] { return pair.is_joined(); }, Duration::seconds(1)));
   for (const PathReport& path : pair.paths(0, 1)) EXPECT_NEAR(path.srtt_us, 40'000, 100);
+}
+
+// Whoever can tell the next challenge from those before can answer for an address that he does not
+// have: so they are what the driver draws, and nothing else.
+TEST(Connection, challenges_are_what_the_driver_draws) {
+  EndpointPair pair;
+  RoguePeer rogue(pair, 0);
+  rogue.introduce();
+  pair.run_for(Duration::millis(100));
+  std::vector<uint64_t> challenges;
+  for (const ByteVector& datagram : pair.rogue_inbox) {
+    const ByteVector plaintext = rogue.open(datagram);
+    wire::FrameDecoder decoder(plaintext);
+    while (const auto frame = decoder.next()) {
+      const auto* confirm = std::get_if<wire::ConfirmFrame>(&*frame);
+      if (confirm != nullptr) challenges.push_back(confirm->challenge);
+    }
+  }
+  ASSERT_GE(challenges.size(), 8u);
+  for (size_t i = 0; i < challenges.size(); ++i) {
+    EXPECT_EQ(challenges[i], EndpointPair::challenge(0, i));
+  }
 }
 
 TEST(Connection, joining_survives_the_loss_of_most_packets) {
@@ -169,6 +194,42 @@ TEST(Connection, a_silent_peer_is_dead_after_the_death_timeout) {
   const size_t bursts = pair.bursts.size();
   pair.run_for(Duration::seconds(10));
   EXPECT_EQ(pair.bursts.size(), bursts) << "nothing is sent to the dead";
+}
+
+// Everything that the peer has sealed and the network has held back, acks and answers to challenges
+// among it, arrives bit by bit after its death.
+TEST(Connection, packets_that_were_held_back_do_not_keep_a_dead_peer_alive) {
+  PairOptions options;
+  options.death_timeout = Duration::seconds(3);
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  std::deque<Datagram> held;
+  pair.filter = [&held](Datagram& datagram) {
+    if (datagram.from != 1) return true;
+    held.push_back(datagram);
+    return held.size() % 2 == 0;
+  };
+  pair.node(1).matcher.dead_groups.insert(7);
+  for (uint64_t i = 0; i < 40; ++i) {
+    for (const size_t from : {0u, 1u}) {
+      pair.endpoint(from).post_send(EndpointPair::rank(1 - from),
+                                    {collective_key(i), signature(), pattern(8), 0});
+    }
+    pair.run_for(Duration::millis(50));
+  }
+  pair.node(1).is_paused = true;  // dead
+  ASSERT_EQ(failures(pair), 0u);
+  const base::Instant died_at = pair.now();
+  const uint64_t opened_before = pair.endpoint(0).traffic().packets_opened;
+  ASSERT_GT(held.size(), 20u);
+  while (failures(pair) == 0 && !held.empty()) {
+    pair.inject(1, 0, held.front().socket, held.front().bytes);
+    held.pop_front();
+    pair.run_for(Duration::millis(500));
+  }
+  EXPECT_EQ(failures(pair), 1u);
+  EXPECT_LE(pair.now() - died_at, options.death_timeout + Duration::millis(500));
+  EXPECT_GT(pair.endpoint(0).traffic().packets_opened, opened_before) << "they did verify";
 }
 
 TEST(Connection, time_in_which_nobody_ran_is_no_silence) {

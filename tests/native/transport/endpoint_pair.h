@@ -255,6 +255,10 @@ class EndpointPair {
   static crypto::SecretBuffer private_key(uint32_t rank) {
     return secret(static_cast<uint8_t>(0x40 + rank));
   }
+  // What a node draws as its challenge number `count`.
+  static uint64_t challenge(size_t node, uint64_t count) {
+    return (count + 1) * 0x9E3779B97F4A7C15u + node;
+  }
   static crypto::SecretBuffer job_secret() { return secret(0x77); }
   static base::SocketAddress address(size_t node, size_t socket) {
     return base::SocketAddress::ipv4(
@@ -304,6 +308,9 @@ class EndpointPair {
     config.private_key = private_key(index);
     config.draw_private_key = [index, count = 0u]() mutable {
       return private_key(kWorldSize * ++count + index);
+    };
+    config.draw_challenge = [index, count = uint64_t{0}]() mutable {
+      return challenge(index, count++);
     };
     config.epoch_limits = options_.epoch_limits;
     config.job_secret = job_secret();
