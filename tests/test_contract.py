@@ -20,6 +20,7 @@ MODULES = (
     "contract_movement",
     "contract_coalesced",
     "contract_messages",
+    "contract_autograd",
     "contract_backend",
     "contract_groups",
     "contract_training",

@@ -2,6 +2,7 @@
 
 #include "collective/stripes.h"
 #include "net/clock.h"
+#include "torch/overwrite.h"
 #include "torch/versions.h"
 
 namespace securefabric::torch_room {
@@ -86,6 +87,7 @@ Part CallBuilder::make_message(OperationKind kind, uint32_t peer, uint32_t tag,
 
 std::vector<at::Tensor> CallBuilder::pieces_of(const at::Tensor& tensor, bool is_written) {
   if (!is_staged(tensor) || tensor.nbytes() <= kPieceBytes) return {tensor};
+  const at::NoGradGuard no_grad;
   const at::Tensor plain = to_plain(tensor);
   if (is_written && !plain.is_same(tensor)) copies_back_.push_back({tensor, plain});
   return plain.view(-1).split(static_cast<int64_t>(kPieceBytes / tensor.element_size()));
@@ -167,6 +169,7 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   if (is_single) operations[0]->is_synchronous = !is_async_ && has_arrived;
   work->own(std::move(operations));
   if (collectives > 0) context_->queue->count_collectives(collectives);
+  for (const at::Tensor& tensor : new_versions_) note_overwritten(tensor);
   context_->queue->issue(work, has_arrived);
   return work;
 }

@@ -73,6 +73,14 @@ class CallBuilder {
   void yield(const std::vector<at::Tensor>& tensors) {
     results_.insert(results_.end(), tensors.begin(), tensors.end());
   }
+  // Tells autograd that what it has saved of a tensor is overwritten, which it cannot see by
+  // itself: in the operations in which Gloo's users can rely on it, since Gloo copies their
+  // results.
+  void count_version(const at::Tensor& tensor) { new_versions_.push_back(tensor); }
+  void yield_new_versions(const std::vector<at::Tensor>& tensors) {
+    yield(tensors);
+    new_versions_.insert(new_versions_.end(), tensors.begin(), tensors.end());
+  }
 
   // Plans and starts every part, in order with the other calls of the group: one call at a time.
   // `sequence` is what the Work calls its number.
@@ -98,6 +106,7 @@ class CallBuilder {
   std::vector<CopyBack> copies_back_;
   std::vector<at::Tensor> profiled_;
   std::vector<at::Tensor> results_;
+  std::vector<at::Tensor> new_versions_;
 };
 
 }  // namespace securefabric::torch_room

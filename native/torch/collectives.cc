@@ -4,6 +4,7 @@
 
 #include "torch/arguments.h"
 #include "torch/backend.h"
+#include "torch/overwrite.h"
 #include "torch/versions.h"
 
 namespace securefabric::torch_room {
@@ -38,7 +39,9 @@ Works Backend::broadcast(std::vector<at::Tensor>& tensors, const c10d::Broadcast
     if (is_root) part.inputs = {region};
     part.outputs = {region};
     for (const at::Tensor& other : tensors) {
-      if (!other.is_same(tensor)) part.table.copy_result(region, other);
+      if (other.is_same(tensor)) continue;
+      part.table.copy_result(region, other);
+      call.count_version(other);
     }
     call.add(std::move(part));
   }
@@ -69,6 +72,7 @@ void add_all_reduce_of_several(CallBuilder& call, const std::vector<at::Tensor>&
                                const c10d::ReduceOp& op) {
   TORCH_CHECK(tensors.front().is_cpu(), "securefabric::", call.name(),
               ": several tensors of a device; requires a single-element tensor list");
+  const at::NoGradGuard no_grad;
   const at::Tensor sum =
       tensors.front().resolve_conj().resolve_neg().clone(at::MemoryFormat::Contiguous);
   Part& part = add_all_reduce_piece(call, sum, op);
@@ -132,6 +136,7 @@ Works Backend::allreduce_sparse(std::vector<at::Tensor>& tensors,
     work->start();
     note_issued(work);
   }
+  for (const at::Tensor& tensor : tensors) note_overwritten(tensor);
   work->watch();
   return work;
 }
@@ -146,7 +151,7 @@ Works Backend::allreduce_coalesced(std::vector<at::Tensor>& tensors,
     add_all_reduce(call, tensor, opts.reduceOp);
     call.profile(tensor);
   }
-  call.yield(tensors);
+  call.yield_new_versions(tensors);
   return issue(std::move(call));
 }
 
@@ -227,7 +232,7 @@ Works Backend::allgather(std::vector<std::vector<at::Tensor>>& outputs,
     }
     call.profile(inputs[i]);
   }
-  for (const auto& list : outputs) call.yield(list);
+  for (const auto& list : outputs) call.yield_new_versions(list);
   return issue(std::move(call));
 }
 
@@ -237,7 +242,7 @@ Works Backend::_allgather_base(at::Tensor& output, at::Tensor& input,
       begin("all_gather_into_tensor", c10d::OpType::_ALLGATHER_BASE, opts.timeout, opts.asyncOp);
   add_all_gather_base(call, output, input);
   call.profile(input);
-  call.yield(output);
+  call.yield_new_versions({output});
   return issue(std::move(call));
 }
 
@@ -255,7 +260,7 @@ Works Backend::allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs
     add_all_gather(call, of_input, inputs[i]);
     call.profile(inputs[i]);
   }
-  for (const auto& of_rank : outputs) call.yield(of_rank);
+  for (const auto& of_rank : outputs) call.yield_new_versions(of_rank);
   return issue(std::move(call));
 }
 
@@ -269,7 +274,7 @@ Works Backend::allgather_into_tensor_coalesced(std::vector<at::Tensor>& outputs,
     add_all_gather_base(call, outputs[i], inputs[i]);
     call.profile(inputs[i]);
   }
-  call.yield(outputs);
+  call.yield_new_versions(outputs);
   return issue(std::move(call));
 }
 
@@ -289,7 +294,7 @@ Works Backend::gather(std::vector<std::vector<at::Tensor>>& outputs,
       part.outputs.push_back(part.table.add_output(output));
     }
     part.inputs = {part.table.add_aliasing_input(input, part.outputs[static_cast<size_t>(rank_)])};
-    call.yield(outputs.front());
+    call.yield_new_versions(outputs.front());
   } else {
     check_no_list(kOp, Side::kOutput, outputs);
     part.inputs = {part.table.add_input(input)};
@@ -350,7 +355,7 @@ Works Backend::reduce_scatter(std::vector<at::Tensor>& outputs,
     call.profile(input);
   }
   call.add(std::move(part));
-  call.yield(outputs);
+  call.yield_new_versions(outputs);
   return issue(std::move(call));
 }
 
@@ -379,7 +384,7 @@ Works Backend::_reduce_scatter_base(at::Tensor& output, at::Tensor& input,
                            opts.timeout, opts.asyncOp);
   add_reduce_scatter_base(call, output, input, opts.reduceOp);
   call.profile(input);
-  call.yield(output);
+  call.yield_new_versions({output});
   return issue(std::move(call));
 }
 
@@ -393,7 +398,7 @@ Works Backend::reduce_scatter_tensor_coalesced(std::vector<at::Tensor>& outputs,
     add_reduce_scatter_base(call, outputs[i], inputs[i], opts.reduceOp);
     call.profile(inputs[i]);
   }
-  call.yield(outputs);
+  call.yield_new_versions(outputs);
   return issue(std::move(call));
 }
 
@@ -432,7 +437,7 @@ Works Backend::alltoall(std::vector<at::Tensor>& outputs, std::vector<at::Tensor
   }
   check_own(kOp, part.inputs, part.outputs, rank_);
   call.add(std::move(part));
-  call.yield(outputs);
+  call.yield_new_versions(outputs);
   return issue(std::move(call));
 }
 
