@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -18,16 +19,20 @@ import pytest
 import zmq
 
 from securefabric.store import server as server_module
+from securefabric.store import table as table_module
 from securefabric.store.client import Client, Status
 from securefabric.store.host import ServerProcess
 from securefabric.store.keys import CurveKeys
+from securefabric.store.pieces import FRAME_BYTES_MAX, WINDOW_BYTES, ReplyPieces, pieces
 from securefabric.store.table import Limits
 from securefabric.store.wire import (
-    MESSAGE_BYTES_MAX,
+    VALUE_BYTES_MAX,
     Op,
     Outcome,
+    Reply,
     Request,
     decode_reply,
+    encode_reply,
     encode_request,
 )
 
@@ -52,8 +57,10 @@ KEYS = make_keys()
 class Job:
     """A server with a member that looks after it."""
 
-    def __init__(self) -> None:
-        self.server = ServerProcess(addresses=["127.0.0.1"], port=0, keys=KEYS)
+    def __init__(self, **limits: int) -> None:
+        self.server = ServerProcess(
+            addresses=["127.0.0.1"], port=0, keys=KEYS, limits=Limits(**limits)
+        )
         self.endpoint = f"tcp://127.0.0.1:{self.server.port}"
         self.member = self.client()
         assert self.member.call("set", 10_000, 0, [b"secret", b"value"])[0] == Status.OK
@@ -107,6 +114,22 @@ def dealer(context: zmq.Context[Any], keys: CurveKeys | None = KEYS) -> Any:
     return peer
 
 
+def tell(peer: Any, message: bytes) -> None:
+    for piece in pieces(message):
+        peer.send(piece)
+
+
+def heard(peer: Any) -> Reply:
+    """A short reply."""
+    whole = ReplyPieces().take(peer.recv())
+    assert whole is not None
+    return decode_reply(whole)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 # Strangers
 
 
@@ -115,7 +138,7 @@ def test_stranger__without_curve_is_refused_and_never_answered(
 ) -> None:
     peer = dealer(context, None)
     peer.connect(job.endpoint)
-    peer.send(encode_request(Request(Op.GET, 1, 0, 0, [b"secret"])))
+    tell(peer, encode_request(Request(Op.GET, 1, 0, 0, [b"secret"])))
     # Both ends see that they speak different mechanisms; the counter depends on who hangs up first.
     refusals = ("refused_protocol", "refused_handshake")
     wait_until(lambda: sum(map(job.counts, refusals)) >= 1, "the server to refuse it")
@@ -176,26 +199,37 @@ def test_stranger__bytes_that_are_no_zmtp(job: Job) -> None:
     job.is_well()
 
 
-def test_stranger__a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def serving() -> Iterator[server_module.Server]:
+    """A server in a thread of this process."""
     settings = server_module.Settings(
         addresses=["127.0.0.1"],
         port=0,
         server_secret=KEYS.server_secret.decode(),
         client_public=KEYS.client_public.decode(),
     )
-    monkeypatch.setattr(server_module, "HANDSHAKE_MS", 50)
     server = server_module.Server(settings)
     end, stop = os.pipe()
-    serving = threading.Thread(target=server.run, args=(end,))
-    serving.start()
-    with socket.create_connection(("127.0.0.1", server.port)) as stranger:
+    thread = threading.Thread(target=server.run, args=(end,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        os.close(stop)
+        thread.join(SECONDS_MAX)
+        server.close()
+        os.close(end)
+
+
+def test_stranger__a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "HANDSHAKE_MS", 50)
+    with (
+        serving() as server,
+        socket.create_connection(("127.0.0.1", server.port)) as stranger,
+    ):
         stranger.settimeout(SECONDS_MAX)
         while stranger.recv(1 << 16):
             pass  # until the server closes
-    os.close(stop)
-    serving.join(SECONDS_MAX)
-    server.close()
-    os.close(end)
 
 
 def test_strangers__a_crowd_costs_a_line_and_no_member_notices(
@@ -215,6 +249,125 @@ def test_strangers__a_crowd_costs_a_line_and_no_member_notices(
     assert "another key file" in said
 
 
+def test_strangers__cost_kilobytes_before_they_have_proven_themselves(job: Job) -> None:
+    """A long first command is refused by its length; a short one is all that is buffered."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(15) + b"\0" + bytes(31)
+    before = resident_bytes(job.server.pid)
+    strangers = []
+    for length in (63 << 20, FRAME_BYTES_MAX) * 32:
+        stranger = socket.create_connection(("127.0.0.1", job.server.port))
+        stranger.settimeout(SECONDS_MAX)
+        strangers.append(stranger)
+        with contextlib.suppress(OSError):  # it hangs up on the long ones
+            stranger.sendall(greeting + b"\x06" + length.to_bytes(8, "big"))
+            stranger.sendall(bytes(min(length, 2 << 20) - 1))
+            if length > FRAME_BYTES_MAX:
+                assert stranger.recv(1 << 16) == b"" or stranger.recv(1 << 16) == b""
+    job.is_well()
+    assert resident_bytes(job.server.pid) - before < len(strangers) * 256 << 10
+    for stranger in strangers:
+        stranger.close()
+    job.is_well()
+
+
+def test_strangers__who_fill_all_connections_keep_no_member_that_is_there() -> None:
+    crowded = Job(connections=32)
+    address = ("127.0.0.1", crowded.server.port)
+    strangers = [socket.create_connection(address) for _ in range(32 + server_module.OWN_FILES)]
+    crowded.reaches("accept_failed", 1)
+    crowded.is_well()  # over the connection that it has
+    for stranger in strangers:
+        stranger.close()
+    newcomer = crowded.client()
+    assert newcomer.call("get", 30_000, 0, [b"secret"])[0] == Status.OK
+    newcomer.close()
+    crowded.member.close()
+    crowded.server.close()
+
+
+# Members that ask for too much
+
+
+def test_member__a_reply_of_gigabytes_is_refused_before_it_is_made(job: Job) -> None:
+    job.member.call("set", 10_000, 0, [b"large", bytes(VALUE_BYTES_MAX)])
+    before = resident_bytes(job.server.pid)
+    status, _, (message,) = job.member.call("multi_get", 10_000, 0, [b"large"] * 100_000)
+    assert status == Status.STORE
+    assert b"StoreLimit: a message has 838,861,200,018 bytes, at most 67,108,864" in message
+    assert resident_bytes(job.server.pid) - before < VALUE_BYTES_MAX
+    job.is_well()
+
+
+def test_member__a_request_that_fails_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When memory runs out in the midst of it, and in the midst of its reply."""
+    monkeypatch.setitem(table_module._SERVE, Op.LIST_KEYS, _runs_out_of_memory)
+    monkeypatch.setattr(server_module, "encode_reply", _fails_for_popped)
+    with serving() as server:
+        client = Client(address="127.0.0.1", port=server.port, keys=KEYS, connect_timeout_s=30)
+        assert client.call("queue_push", 10_000, 0, [b"q", b"popped"])[0] == Status.OK
+        for operation, items in (("list_keys", []), ("queue_pop", [b"q"])):
+            status, _, (message,) = client.call(operation, 10_000, 1, items)
+            assert status == Status.STORE
+            assert message == b"the store's server failed at this request: MemoryError"
+        assert client.call("queue_len", 10_000, 0, [b"q"])[1] == 1
+        assert client.counters()["failed"] == 2
+        client.close()
+
+
+def test_members__who_do_not_read_are_bounded_together(context: zmq.Context[Any]) -> None:
+    """What is made for them waits in one account; who finds it full is told to ask again."""
+    job = Job(moving_bytes=3 * VALUE_BYTES_MAX)
+    job.member.call("set", 10_000, 0, [b"large", bytes(VALUE_BYTES_MAX)])
+    peers = [dealer(context) for _ in range(8)]
+    outcomes = []
+    for peer in peers:
+        peer.connect(job.endpoint)
+        tell(peer, encode_request(Request(Op.GET, 1, 0, 0, [b"large"])))
+        outcomes.append(peer.recv()[8:][1])  # the first piece; nobody pulls more
+    assert outcomes == [Outcome.OK] * 2 + [Outcome.BUSY] * 6
+    half = encode_request(Request(Op.SET, 2, 0, 0, [b"k", bytes(VALUE_BYTES_MAX)]))
+    for piece in pieces(half, 0, 600):
+        peers[7].send(piece)
+    assert heard(peers[7]) == Reply(Outcome.BUSY, 2)
+    for peer in peers:
+        tell(peer, encode_request(Request(Op.NUM_KEYS, 3)))  # what they had is dropped
+    job.reaches("unanswered", 2)
+    assert job.member.call("get", 30_000, 0, [b"large"])[2] == [bytes(VALUE_BYTES_MAX)]
+    job.member.close()
+    job.server.close()
+
+
+def test_members__find_room_when_others_are_done(job: Job) -> None:
+    crowded = Job(moving_bytes=VALUE_BYTES_MAX + WINDOW_BYTES)
+    value = os.urandom(VALUE_BYTES_MAX)
+    clients = [crowded.client() for _ in range(4)]
+    answers: list[Any] = []
+
+    def work(n: int) -> None:
+        answers.append(clients[n].call("set", 60_000, 0, [b"%d" % n, value])[0])
+        answers.append(clients[n].call("get", 60_000, 0, [b"%d" % n]) == (Status.OK, 0, [value]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(answers) == [Status.OK] * 4 + [True] * 4
+    for client in (*clients, crowded.member):
+        client.close()
+    crowded.server.close()
+
+
+def _runs_out_of_memory(*_: object) -> Reply:
+    raise MemoryError
+
+
+def _fails_for_popped(reply: Reply) -> bytes:
+    if reply.items == [b"popped"]:
+        raise MemoryError
+    return encode_reply(reply)
+
+
 # Members that break the protocol
 
 
@@ -223,12 +376,20 @@ def test_member__malformed_messages_are_counted_and_answered(
 ) -> None:
     peer = dealer(context)
     peer.connect(job.endpoint)
-    for data in (b"", b"\x01", pickle.dumps(os.getcwd), b"\x09" + bytes(21), bytes(5000)):
-        peer.send(data)
-        assert decode_reply(peer.recv()).outcome == Outcome.INVALID
+    for data in (b"\x01", pickle.dumps(os.getcwd), b"\x09" + bytes(21), bytes(5000)):
+        tell(peer, data)
+        assert heard(peer).outcome == Outcome.INVALID
+    total_17, cut_off = (b"\0\0\0\x11\0\0\0\0", b"\0\0\0\x05\0\0\0\x01")
+    for frame in (b"", total_17, b"\xff" * 9, cut_off + b"12345", total_17 + b"x" * 18):
+        peer.send(frame)
+        assert heard(peer).outcome == Outcome.INVALID
     peer.send_multipart([b"one", b"two"])
-    assert b"a message of 2 frames" in decode_reply(peer.recv()).items[0]
-    assert job.counts("malformed") == 6
+    assert b"a message of 2 frames" in heard(peer).items[0]
+    assert job.counts("malformed") == 10
+    for frame in (cut_off + b"1234", bytes(4), b"\xff" * 4):  # pieces and pulls of nothing
+        peer.send(frame)
+    tell(peer, encode_request(Request(Op.NUM_KEYS, 7)))
+    assert heard(peer).id == 7
     job.is_well()
 
 
@@ -255,7 +416,7 @@ def test_member__a_frame_beyond_the_bound_ends_its_connection(
     peer = dealer(context)
     events = peer.get_monitor_socket(zmq.Event.DISCONNECTED)
     peer.connect(job.endpoint)
-    peer.send(bytes(MESSAGE_BYTES_MAX + 1))
+    peer.send(bytes(FRAME_BYTES_MAX + 1))
     assert events.poll(SECONDS_MAX * 1000)
     job.is_well()
 
@@ -292,19 +453,19 @@ def test_members__256_meet_and_count_exactly(job: Job, context: zmq.Context[Any]
     peers = [dealer(context) for _ in range(256)]
     for peer in peers:
         peer.connect(job.endpoint)
-        peer.send(encode_request(Request(Op.ADD, 1, 0, 1, [b"members"])))
-    assert sorted(decode_reply(peer.recv()).number for peer in peers) == list(range(1, 257))
+        tell(peer, encode_request(Request(Op.ADD, 1, 0, 1, [b"members"])))
+    assert sorted(heard(peer).number for peer in peers) == list(range(1, 257))
     for peer in peers:
-        peer.send(encode_request(Request(Op.GET, 2, 5_000, 0, [b"door"])))
+        tell(peer, encode_request(Request(Op.GET, 2, 5_000, 0, [b"door"])))
     job.reaches("waiting", 256)
     for peer in peers[::2]:  # half of them vanish
         peer.close()
     assert job.member.call("set", 10_000, 0, [b"door", b"open"])[0] == Status.OK
     for peer in peers[1::2]:
-        reply = decode_reply(peer.recv())
+        reply = heard(peer)
         if reply.outcome == Outcome.PENDING:  # a slice had passed
-            peer.send(encode_request(Request(Op.GET, 3, 5_000, 0, [b"door"])))
-            reply = decode_reply(peer.recv())
+            tell(peer, encode_request(Request(Op.GET, 3, 5_000, 0, [b"door"])))
+            reply = heard(peer)
         assert reply.items == [b"open"]
     job.is_well()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from securefabric.store.table import ENTRY_BYTES, Limits, Table
-from securefabric.store.wire import VALUE_BYTES_MAX, Op, Outcome, Reply, Request
+from securefabric.store.wire import VALUE_BYTES_MAX, Compared, Op, Outcome, Reply, Request
 
 A, B, C = b"client a", b"client b", b"client c"
 
@@ -73,6 +73,16 @@ def test_multi_get__collects_again_when_a_key_went_meanwhile() -> None:
     job.ask(B, Op.DELETE, b"x")
     assert job.ask(B, Op.SET, b"y", b"2").keys() == {B}
     assert job.ask(B, Op.SET, b"x", b"3")[A].items == [b"3", b"2"]
+
+
+def test_wait__keys_that_are_waited_for_are_bounded() -> None:
+    job = Job(waiting_bytes=3 * (ENTRY_BYTES + 1))
+    assert job.ask(A, Op.WAIT, b"x", b"y") == {}
+    assert job.ask(B, Op.WAIT, b"x", b"y")[B].outcome == Outcome.LIMIT
+    assert job.ask(C, Op.GET, b"z") == {}
+    assert job.ask(A, Op.WAIT, b"y", b"z") == {}  # in the place of the one before
+    job.expire(10)
+    assert job.ask(B, Op.WAIT, b"x", b"y", b"z") == {}
 
 
 def test_expire__after_a_slice_and_not_before() -> None:
@@ -249,11 +259,19 @@ class Naive:
             assert sorted(reply.items) == sorted(self.values)
         elif op == Op.ADD:
             self.values[key] = b"%d" % reply.number
-        elif op == Op.COMPARE_SET and self.values.get(key, b"") == items[1]:
-            self.values[key] = items[2]
-            assert reply.items == [items[2]]
+        elif op == Op.COMPARE_SET:
+            self.compare_set(*items, reply)
         elif op == Op.DELETE:
             assert reply.number == (self.values.pop(key, None) is not None)
+
+    def compare_set(self, key: bytes, expected: bytes, desired: bytes, reply: Reply) -> None:
+        if self.values.get(key, b"") == expected:
+            self.values[key] = desired
+            assert (reply.number, reply.items) == (Compared.EQUAL, [])
+        elif key in self.values:
+            assert (reply.number, reply.items) == (Compared.DIFFERENT, [self.values[key]])
+        else:
+            assert (reply.number, reply.items) == (Compared.ABSENT, [])
 
 
 @settings(max_examples=200)

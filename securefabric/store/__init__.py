@@ -4,6 +4,7 @@
 (rendezvous.py) and ``torchrun --rdzv-backend=securefabric`` (elastic.py) call it.
 
     wire.py    messages, and their bounds     sans-IO
+    pieces.py  how messages cross             sans-IO
     table.py   keys, queues, waiters          sans-IO
     keys.py    CURVE keys from the job key
     server.py  the server's process           imports neither torch nor the native core

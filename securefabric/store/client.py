@@ -21,9 +21,11 @@ from zmq.utils.monitor import recv_monitor_message
 
 from .host import ServerProcess, running_servers
 from .keys import CurveKeys
+from .pieces import FRAME_BYTES_MAX, ReplyPieces, pieces
 from .wire import (
-    MESSAGE_BYTES_MAX,
+    BUSY_S,
     SLICE_MS,
+    Compared,
     Malformed,
     Op,
     Outcome,
@@ -44,6 +46,7 @@ HANDSHAKES_MAX: Final = 3
 HEARTBEAT_MS: Final = 5_000
 SILENCE_MS: Final = 15_000  # a connected server that has not been heard for so long is lost
 REPLY_S: Final = SLICE_MS / 1000 + 30.0  # to any request; a server that lives but does not answer
+POLL_MS_MAX: Final = 60_000  # of a longer wait at a time: poll takes 31 bits
 _FOREVER_MS: Final = 10**12
 RECOVERY_S: Final = 10.0  # to reach a server again that has answered before
 
@@ -95,7 +98,8 @@ class _Connection:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.IPV6, int("[" in endpoint)),
-            (zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX),
+            (zmq.MAXMSGSIZE, FRAME_BYTES_MAX),
+            (zmq.SNDHWM, 0),  # a request goes out whole
             (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
             (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, SILENCE_MS),
@@ -111,18 +115,21 @@ class _Connection:
         until and connect_until are instants of time.monotonic(). Raises _Failed.
         """
         self.is_broken = True  # until the reply is here
-        self._socket.send(data)
+        for piece in pieces(data):
+            self._socket.send(piece)
+        parts = ReplyPieces()
         poller = zmq.Poller()
         for source in (self._socket, self._monitor, wake):
             poller.register(source, zmq.POLLIN)
         while True:
             wait_s = (until if self.is_connected else connect_until) - time.monotonic()
-            ready = dict(poller.poll(max(0, int(wait_s * 1000) + 1)))
+            ready = dict(poller.poll(min(max(0, int(wait_s * 1000) + 1), POLL_MS_MAX)))
             if self._socket in ready:
-                reply = self._receive()
+                reply = self._receive(parts)
                 if reply is not None:
                     self.is_broken = False
                     return reply
+                until = max(until, time.monotonic() + REPLY_S)
             if wake in ready:
                 return None
             if self._monitor in ready:
@@ -144,11 +151,20 @@ class _Connection:
         self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
-    def _receive(self) -> bytes | None:
-        with contextlib.suppress(zmq.Again):
-            frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            return frames[0] if len(frames) == 1 else b""
-        return None
+    def _receive(self, parts: ReplyPieces) -> bytes | None:
+        """Take what is there; returns the reply when it is whole. Raises _Failed."""
+        try:
+            while True:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+                reply = parts.take(frames[0] if len(frames) == 1 else b"")
+                if reply is not None:
+                    return reply
+                if parts.pull_due is not None:
+                    self._socket.send(parts.pull_due)
+        except zmq.Again:
+            return None
+        except Malformed as error:
+            raise _Failed(Status.NETWORK, _literal(f"StoreUnavailable: {error}")) from None
 
     def _handle_events(self) -> None:
         """Take note of what happened to the connection; raises _Failed when that is its end."""
@@ -254,17 +270,23 @@ class Client:
             left_ms = max(0, int((deadline - time.monotonic()) * 1000))
             reply = self._connector.exchange(op, min(left_ms, SLICE_MS), number, items, deadline)
             if reply.outcome == Outcome.OK:
+                if op == Op.COMPARE_SET:
+                    return Status.OK, 0, [_value_there(reply, items)]
                 return Status.OK, reply.number, reply.items
             if reply.outcome == Outcome.EMPTY:
                 raise _Failed(Status.EMPTY, f"queue is empty: {_shown(items)}")
-            if reply.outcome != Outcome.PENDING:
+            if reply.outcome not in (Outcome.PENDING, Outcome.BUSY):
                 kind = "StoreLimit: " if reply.outcome == Outcome.LIMIT else ""
                 text = reply.items[0].decode("utf-8", "replace") if reply.items else op.name.lower()
                 raise _Failed(Status.STORE, _literal(f"{kind}{text}"))
             if time.monotonic() >= deadline:
                 what = "barrier" if op == Op.BARRIER else "wait"
+                if reply.outcome == Outcome.BUSY:
+                    what = f"the store is busy: {what}"
                 text = f"{what} timeout after {timeout_ms}ms, keys: {_shown(items)}"
                 raise _Failed(Status.TIMEOUT, text)
+            if reply.outcome == Outcome.BUSY:
+                time.sleep(BUSY_S)
 
     def _barrier(self, timeout_ms: int, world_size: int, key: bytes) -> Answer:
         """As TCPStore: the key counts who has come; all may go when they are world_size."""
@@ -381,6 +403,14 @@ class _Connector:
             if connection.is_usable():
                 return connection
             connection.close()
+
+
+def _value_there(reply: Reply, items: list[bytes]) -> bytes:
+    """Return what TCPStore's compare_set returns; without a key, what the caller expected."""
+    _, expected, desired = items
+    if reply.number == Compared.DIFFERENT and len(reply.items) == 1:
+        return reply.items[0]
+    return desired if reply.number == Compared.EQUAL else expected
 
 
 def _drop(

@@ -5,7 +5,8 @@
 It reads its settings, with the keys, from one line of standard input, tells its port in one line
 of standard output, and serves until standard input ends or the parent is gone. It imports neither
 torch nor the native core. libzmq refuses strangers before a byte of theirs is looked at; what is
-refused is counted by cause and told on standard error, one line in LOG_PAUSE_S at most.
+refused is counted by cause and told on standard error, one line in LOG_PAUSE_S at most. What goes
+wrong with one request, be it that memory runs out, ends that request and no other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import zmq
+from zmq.utils import z85  # both here: while all descriptors are taken, nothing can be imported
+from zmq.utils.monitor import recv_monitor_message
 
+from .pieces import FRAME_BYTES_MAX, WINDOW_BYTES, WINDOW_PIECES, NoRoom, Traffic, is_pull, pieces
 from .table import Answer, Limits, Table
 from .wire import (
     MESSAGE_BYTES_MAX,
@@ -33,6 +37,7 @@ from .wire import (
     Request,
     decode_request,
     encode_reply,
+    reply_bytes,
 )
 
 __all__ = ["Server", "Settings", "main"]
@@ -47,6 +52,11 @@ LOG_PAUSE_S: Final = 10.0
 PARENT_CHECK_S: Final = 1.0
 BATCH: Final = 256  # messages between looks at handshakes and timers
 BACKLOG: Final = 1024  # connections that a whole cluster may open at once
+# Frames that libzmq holds for a client. libzmq counts in halves, so one that reads as it should
+# never meets the first.
+SEND_FRAMES: Final = 4 * WINDOW_PIECES
+RECEIVE_FRAMES: Final = 8
+OWN_FILES: Final = 64  # descriptors beside those of connections
 
 _REFUSALS: Final = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "refused_key",
@@ -93,6 +103,7 @@ class Server:
         self.counters: Counter[str] = Counter()
         self._settings = settings
         self._table = Table(settings.limits)
+        self._traffic = Traffic(settings.limits.moving_bytes)
         self._told: Counter[str] = Counter()
         self._tell_at = 0.0
         self._context = zmq.Context()
@@ -119,7 +130,10 @@ class Server:
                 self._serve_batch()
             if self._monitor in ready:
                 self._count_events()
-            self._send(self._table.expire(time.monotonic()))
+            now = time.monotonic()
+            self._send(self._table.expire(now))
+            for answer in self._traffic.expire(now):
+                self._lose(answer)
             self._tell()
 
     def close(self) -> None:
@@ -137,7 +151,9 @@ class Server:
         router.zap_domain = ZAP_DOMAIN
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an error, not silence, for who is gone
-        router.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+        router.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+        router.setsockopt(zmq.SNDHWM, SEND_FRAMES)
+        router.setsockopt(zmq.RCVHWM, RECEIVE_FRAMES)
         router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         router.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         router.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MS)
@@ -177,8 +193,6 @@ class Server:
         self._zap.send_multipart([b"1.0", request_id, status, text, b"", b""])
 
     def _client_key(self) -> bytes:
-        from zmq.utils import z85
-
         return z85.decode(self._settings.client_public.encode())
 
     def _serve_batch(self) -> None:
@@ -188,21 +202,42 @@ class Server:
                 client, *frames = self._router.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            self._send(self._serve(client, frames, now))
+            if len(frames) == 1 and is_pull(frames[0]):
+                self._send_more(client, frames[0], now)
+            else:
+                self._send(self._serve(client, frames, now))
 
     def _serve(self, client: bytes, frames: list[bytes], now: float) -> list[Answer]:
-        self.counters["requests"] += 1
+        request_id = 0
         try:
             if len(frames) != 1:
                 raise Malformed(f"a message of {len(frames)} frames")
-            request = decode_request(frames[0])
+            data = self._traffic.receive(client, frames[0], now)
+            if data is None:
+                return []
+            self.counters["requests"] += 1
+            request_id = _id_of(data)
+            self._lose(self._traffic.drop_reply(client))  # it wants something else by now
+            request = decode_request(data)
+            if request.op == Op.COUNTERS:
+                return [Answer(client, self._counted(request))]
+            return self._table.handle(client, request, now)
         except Malformed as error:
             self.counters["malformed"] += 1
-            why = [str(error).encode()]
-            return [Answer(client, Reply(Outcome.INVALID, _id_of(frames), 0, why))]
-        if request.op == Op.COUNTERS:
-            return [Answer(client, self._counted(request))]
-        return self._table.handle(client, request, now)
+            return [Answer(client, Reply(Outcome.INVALID, request_id, 0, [str(error).encode()]))]
+        except Exception as error:  # whatever it is, the others must be served
+            return [Answer(client, self._refusal(request_id, error))]
+
+    def _refusal(self, request_id: int, error: Exception) -> Reply:
+        """Return the reply to a request of which nothing came."""
+        if isinstance(error, NoRoom):
+            self.counters["busy"] += 1
+            return Reply(Outcome.BUSY, request_id or _id_of(error.head))
+        if isinstance(error, Malformed):  # more keys or values than a message may have
+            return Reply(Outcome.LIMIT, request_id, 0, [str(error).encode()])
+        self.counters["failed"] += 1
+        why = f"the store's server failed at this request: {type(error).__name__}"
+        return Reply(Outcome.INVALID, request_id, 0, [why.encode()])
 
     def _counted(self, request: Request) -> Reply:
         counted = {**self.counters, "waiting": self._table.waiting}
@@ -212,20 +247,48 @@ class Server:
     def _send(self, answers: list[Answer]) -> None:
         while answers:
             answer = answers.pop(0)
-            reply = answer.reply
             try:
-                data = encode_reply(reply)
-            except Malformed as error:  # more keys or values than a message may have
-                data = encode_reply(Reply(Outcome.LIMIT, reply.id, 0, [str(error).encode()]))
-            try:
-                self._router.send_multipart([answer.client, data], zmq.DONTWAIT)
-            except zmq.ZMQError:  # EHOSTUNREACH: it is gone; EAGAIN: it does not read
+                frames = self._frames(answer)
+            except Exception as error:  # as in _serve
+                answers += self._table.put_back(answer)
+                answer = Answer(answer.client, self._refusal(answer.reply.id, error))
+                frames = list(pieces(encode_reply(answer.reply)))
+            if not self._send_frames(answer.client, frames):
                 self.counters["unanswered"] += 1
+                self._traffic.drop_reply(answer.client)
                 answers += self._table.put_back(answer)
 
-    def _count_events(self) -> None:
-        from zmq.utils.monitor import recv_monitor_message
+    def _frames(self, answer: Answer) -> list[bytes]:
+        """Return what of a reply is sent now; raises before a reply is made that is too long."""
+        reply = answer.reply
+        size = reply_bytes(reply)
+        if size <= WINDOW_BYTES:
+            return list(pieces(encode_reply(reply)))
+        if size <= MESSAGE_BYTES_MAX and not self._traffic.has_room(size):
+            raise NoRoom(b"")
+        return self._traffic.hold(answer, encode_reply(reply), time.monotonic())
 
+    def _send_more(self, client: bytes, frame: bytes, now: float) -> None:
+        """Send the next pieces of a reply to a client that pulls them."""
+        if not self._send_frames(client, self._traffic.pull(client, frame, now)):
+            self._lose(self._traffic.drop_reply(client))
+
+    def _send_frames(self, client: bytes, frames: list[bytes]) -> bool:
+        """Whether they were sent, because the client is there and reads."""
+        for frame in frames:
+            try:
+                self._router.send_multipart([client, frame], zmq.DONTWAIT)
+            except zmq.ZMQError:  # EHOSTUNREACH: it is gone; EAGAIN: it does not read
+                return False
+        return True
+
+    def _lose(self, answer: Answer | None) -> None:
+        """Take note that a client does not want the rest of an answer."""
+        if answer is not None:
+            self.counters["unanswered"] += 1
+            self._send(self._table.put_back(answer))
+
+    def _count_events(self) -> None:
         for _ in range(BATCH):
             try:
                 event = zmq.Event(recv_monitor_message(self._monitor, zmq.DONTWAIT)["event"])
@@ -250,15 +313,17 @@ class Server:
         sys.stderr.flush()
 
 
-def _id_of(frames: list[bytes]) -> int:
-    """Return the request id of a message that is otherwise malformed, as far as it has one."""
-    return int.from_bytes(frames[0][2:10], "big") if frames and len(frames[0]) >= 10 else 0
+def _id_of(data: bytes) -> int:
+    """Return the id of a request that is otherwise malformed, as far as it has one."""
+    return int.from_bytes(data[2:10], "big") if len(data) >= 10 else 0
 
 
-def _raise_file_limit() -> None:
-    """Two descriptors per member; the usual soft limit is 1024."""
+def _bound_connections(most: int) -> None:
+    """Let the kernel refuse more connections; the usual limit of descriptors is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 65_536 if hard == resource.RLIM_INFINITY else hard
+    wanted = most + OWN_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
@@ -269,8 +334,8 @@ def main() -> None:
     # save its state. It ends us by closing our input, or by ending.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _raise_file_limit()
     settings = Settings.from_json(sys.stdin.buffer.readline().decode())
+    _bound_connections(settings.limits.connections)
     try:
         server = Server(settings)
     except (zmq.ZMQError, ValueError) as error:

@@ -1,8 +1,8 @@
 """What a store holds and who waits for it. Does no I/O: requests and time are arguments.
 
 Every bound of the server stands in ``Limits``. A client (one connection) has at most one request
-that waits: a new one takes its place. So the waiters are bounded by the connections, and each ends
-after a slice of time (wire.py), whether or not its client still lives.
+that waits: a new one takes its place. Each ends after a slice of time (wire.py), whether or not its
+client still lives.
 
 Where torch documents nothing, torch's TCPStore is the model; tests/store_contract.py compares them.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from .wire import VALUE_BYTES_MAX, Op, Outcome, Reply, Request
+from .wire import VALUE_BYTES_MAX, Compared, Op, Outcome, Reply, Request
 
 __all__ = ["Answer", "Limits", "Table"]
 
@@ -43,6 +43,12 @@ class Limits:
     """Of all keys, values and queued values, each with ENTRY_BYTES on top."""
     queue_values: int = 64 << 10
     """In one queue."""
+    waiting_bytes: int = 256 << 20
+    """Of the keys that clients wait for, each with ENTRY_BYTES on top."""
+    moving_bytes: int = 256 << 20
+    """Of requests that have not come whole and replies that were not taken whole (pieces.py)."""
+    connections: int = 16 << 10
+    """Of members and of strangers that have not been found out yet."""
 
 
 ENTRY_BYTES: Final = 128  # roughly what Python's own objects take for a key or a queued value
@@ -63,6 +69,8 @@ class _Waiter:
     """Keys that were not there yet."""
     deadline: float
     """In the seconds that the caller counts; the waiter is answered PENDING then."""
+    bytes: int
+    """As Limits.waiting_bytes counts."""
 
 
 class Table:
@@ -73,6 +81,7 @@ class Table:
         self._values: dict[bytes, bytes] = {}
         self._queues: dict[bytes, deque[bytes]] = {}  # none of them is empty
         self._bytes = 0  # as Limits.bytes counts
+        self._waiting_bytes = 0  # as Limits.waiting_bytes counts
         self._waiters: dict[bytes, _Waiter] = {}  # by client
         self._waiting: dict[bytes, dict[bytes, None]] = {}  # by key: clients, first come first
         self._deadlines: list[tuple[float, bytes]] = []  # a heap; entries of the answered remain
@@ -89,10 +98,8 @@ class Table:
         """
         self.forget(client)
         answers: list[Answer] = []
-        reply = self._serve(request, answers)
-        if reply is None:
-            self._wait(client, request, now)
-        else:
+        reply = self._serve(request, answers) or self._wait(client, request, now)
+        if reply is not None:
             answers.insert(0, _answer(client, request, reply))
         return answers
 
@@ -116,6 +123,7 @@ class Table:
         waiter = self._waiters.pop(client, None)
         if waiter is None:
             return
+        self._waiting_bytes -= waiter.bytes
         for key in waiter.missing:
             self._leave(key, client)
 
@@ -137,11 +145,18 @@ class Table:
 
     # Waiting
 
-    def _wait(self, client: bytes, request: Request, now: float) -> None:
+    def _wait(self, client: bytes, request: Request, now: float) -> Reply | None:
+        """Let a request wait; returns its reply when there is no room for that."""
+        cost = sum(map(len, request.items)) + ENTRY_BYTES * len(request.items)
+        if self._waiting_bytes + cost > self._limits.waiting_bytes:
+            why = f"keys that clients wait for may have {self._limits.waiting_bytes:,} bytes"
+            return Reply(Outcome.LIMIT, request.id, 0, [why.encode()])
+        self._waiting_bytes += cost
         deadline = now + request.wait_ms / 1000
-        self._waiters[client] = waiter = _Waiter(request, set(), deadline)
+        self._waiters[client] = waiter = _Waiter(request, set(), deadline, cost)
         self._wait_for_missing(client, waiter)
         heapq.heappush(self._deadlines, (deadline, client))
+        return None
 
     def _wait_for_missing(self, client: bytes, waiter: _Waiter) -> None:
         keys = waiter.request.items
@@ -214,16 +229,17 @@ class Table:
         present = self._values.get(key)
         if present == expected or (present is None and not expected):
             self._store([(key, desired)], answers)
-            return Reply(Outcome.OK, request.id, 0, [desired])
-        # As TCPStore: where there is no such key, the caller reads what it expected.
-        return Reply(Outcome.OK, request.id, 0, [expected if present is None else present])
+            return Reply(Outcome.OK, request.id, Compared.EQUAL)
+        if present is None:
+            return Reply(Outcome.OK, request.id, Compared.ABSENT)
+        return Reply(Outcome.OK, request.id, Compared.DIFFERENT, [present])
 
     def _append(self, request: Request, answers: list[Answer]) -> Reply:
         key, value = request.items
-        joined = self._values.get(key, b"") + value
-        if len(joined) > VALUE_BYTES_MAX:
+        present = self._values.get(key, b"")
+        if len(present) + len(value) > VALUE_BYTES_MAX:
             raise _Refused(Outcome.LIMIT, f"a value may have at most {VALUE_BYTES_MAX:,} bytes")
-        self._store([(key, joined)], answers)
+        self._store([(key, present + value)], answers)
         return Reply(Outcome.OK, request.id)
 
     def _delete(self, request: Request, answers: list[Answer]) -> Reply:

@@ -1,6 +1,6 @@
 """Messages between a store's clients and its server: encoded explicitly, decoded strictly.
 
-One message is one ZeroMQ frame, sealed by CURVE on its way. All numbers are big-endian:
+Messages travel in pieces (pieces.py), sealed by CURVE. All numbers are big-endian:
 
     request = version u8 | op u8 | id u64 | wait_ms u32 | number i64 | item...
     reply   = version u8 | outcome u8 | id u64 | number i64 | item...
@@ -18,11 +18,13 @@ from enum import IntEnum
 from typing import Final
 
 __all__ = [
+    "BUSY_S",
     "ITEMS_MAX",
     "KEY_BYTES_MAX",
     "MESSAGE_BYTES_MAX",
     "SLICE_MS",
     "VALUE_BYTES_MAX",
+    "Compared",
     "Malformed",
     "Op",
     "Outcome",
@@ -32,6 +34,7 @@ __all__ = [
     "decode_request",
     "encode_reply",
     "encode_request",
+    "reply_bytes",
 ]
 
 VERSION: Final = 1
@@ -40,11 +43,12 @@ VERSION: Final = 1
 KEY_BYTES_MAX: Final = 8 << 10
 VALUE_BYTES_MAX: Final = 8 << 20
 ITEMS_MAX: Final = 128 << 10
-# A multi_set of several large values; also what the socket accepts before it looks.
+# A multi_set of several large values.
 MESSAGE_BYTES_MAX: Final = 64 << 20
 # A server holds a request that waits for at most this long and then answers PENDING; the client
 # asks again. So a client that vanished is forgotten soon, and one whose server vanished notices.
 SLICE_MS: Final = 5_000
+BUSY_S: Final = 0.02
 
 _REQUEST: Final = struct.Struct("!BBQIq")
 _REPLY: Final = struct.Struct("!BBQq")
@@ -57,7 +61,7 @@ class Op(IntEnum):
     SET = 1  # key, value
     GET = 2  # key; waits until it is there -> value
     ADD = 3  # number: the summand; key -> number: the sum
-    COMPARE_SET = 4  # key, expected, desired -> what is there now
+    COMPARE_SET = 4  # key, expected, desired -> a Compared as number, what differs
     DELETE = 5  # key -> number: whether there was one; queues stay
     CHECK = 6  # keys or queues -> number: whether all are there
     WAIT = 7  # keys; waits until all are there
@@ -81,6 +85,15 @@ class Outcome(IntEnum):
     EMPTY = 2  # the queue is empty, and the client did not want to wait
     LIMIT = 3  # a bound of the store; the item says which
     INVALID = 4  # the value that is there does not allow it, or the request is malformed
+    BUSY = 5  # no room for it at this moment, and nothing was done; ask again in BUSY_S
+
+
+class Compared(IntEnum):
+    """What a compare_set found. The value comes along only where it differs from what was sent."""
+
+    DIFFERENT = 0
+    EQUAL = 1  # or no key where none was expected: the desired value is there now
+    ABSENT = 2
 
 
 class Malformed(ValueError):
@@ -163,6 +176,11 @@ def encode_reply(reply: Reply) -> bytes:
     return _joined(_REPLY.pack(VERSION, reply.outcome, reply.id, reply.number), reply.items)
 
 
+def reply_bytes(reply: Reply) -> int:
+    """Return how long encode_reply()'s result would be, without making it."""
+    return _joined_bytes(_REPLY.size, reply.items)
+
+
 def decode_reply(data: bytes) -> Reply:
     """Return the reply that the bytes are; raises Malformed for anything else."""
     if len(data) < _REPLY.size:
@@ -176,14 +194,18 @@ def decode_reply(data: bytes) -> Reply:
     return Reply(outcome, request_id, number, _items(data, _REPLY.size))
 
 
+def _joined_bytes(head_bytes: int, items: list[bytes]) -> int:
+    return head_bytes + len(items) * _LENGTH.size + sum(map(len, items))
+
+
 def _joined(head: bytes, items: list[bytes]) -> bytes:
+    size = _joined_bytes(len(head), items)
+    if size > MESSAGE_BYTES_MAX:
+        raise Malformed(f"a message has {size:,} bytes, at most {MESSAGE_BYTES_MAX:,} may be")
     parts = [head]
     for item in items:
         parts += (_LENGTH.pack(len(item)), item)
-    data = b"".join(parts)
-    if len(data) > MESSAGE_BYTES_MAX:
-        raise Malformed(f"a message has {len(data):,} bytes, at most {MESSAGE_BYTES_MAX:,} may be")
-    return data
+    return b"".join(parts)
 
 
 def _items(data: bytes, at: int) -> list[bytes]:
