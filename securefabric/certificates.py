@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509 import verification
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from . import _cbor
 from .errors import (
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CertificateIdentity", "TrustBundle", "name_of_rank", "own_certificate_paths"]
 
-_UsageCheck = Callable[[verification.Policy, x509.Certificate, x509.KeyUsage], None]
 E = TypeVar("E", bound=x509.ExtensionType)
+X = TypeVar("X")
 
 CHAIN_LENGTH_MAX: Final = 4  # a leaf and three intermediates
 CERTIFICATE_BYTES_MAX: Final = 3072
@@ -113,6 +114,13 @@ class TrustBundle:
         try:
             verifier.verify(leaf, list(chain[1:]))
         except verification.VerificationError as error:
+            if "unsupported name constraint" in str(error):
+                raise CertificateUntrusted(
+                    f"{whose} brought a certificate under a CA that limits URIs by name "
+                    "constraints, which the X.509 verifier in use cannot check, so nobody may "
+                    "believe it; issue certificates of ranks from a CA whose chain has no name "
+                    "constraints on URIs"
+                ) from None
             raise CertificateUntrusted(
                 f"{whose} brought a certificate that no CA of {self.path} vouches for "
                 f"({_reason(error)}); give all ranks certificates of one CA, and the same "
@@ -326,6 +334,8 @@ def _check_use(whose: str, leaf: x509.Certificate) -> None:
         what = "may not sign (key usage lacks digitalSignature)"
     elif usage.key_cert_sign or usage.crl_sign:
         what = "may issue certificates (key usage has keyCertSign or cRLSign)"
+    elif not _may_authenticate(_extension(leaf, x509.ExtendedKeyUsage)):
+        what = "is for other purposes (extended key usage lacks clientAuth)"
     else:
         public_key = leaf.public_key()
         curve = public_key.curve.name if isinstance(public_key, ec.EllipticCurvePublicKey) else ""
@@ -382,11 +392,20 @@ def _warn_of_expiry(leaf: x509.Certificate) -> None:
         )
 
 
-def _must(rule: Callable[[x509.KeyUsage], bool], why: str) -> _UsageCheck:
-    def check(
-        _policy: verification.Policy, _certificate: x509.Certificate, usage: x509.KeyUsage
-    ) -> None:
-        if not rule(usage):
+def _may_authenticate(usage: x509.ExtendedKeyUsage | None) -> bool:
+    """Whether a certificate, or what a CA issues, may prove who somebody is: by default it may."""
+    return (
+        usage is None
+        or ExtendedKeyUsageOID.CLIENT_AUTH in usage
+        or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usage
+    )
+
+
+def _must(
+    rule: Callable[[X], bool], why: str
+) -> Callable[[verification.Policy, x509.Certificate, X], None]:
+    def check(_policy: verification.Policy, _certificate: x509.Certificate, extension: X) -> None:
+        if not rule(extension):
             raise ValueError(why)
 
     return check
@@ -401,6 +420,14 @@ _CA_RULES: Final = (
         x509.KeyUsage,
         _AGNOSTIC,
         _must(lambda usage: usage.key_cert_sign, "a CA whose key usage lacks keyCertSign"),
+    )
+    .may_be_present(
+        x509.ExtendedKeyUsage,
+        _AGNOSTIC,
+        _must(
+            _may_authenticate,
+            "a CA for other purposes: its extended key usage lacks clientAuth",
+        ),
     )
 )
 _LEAF_RULES: Final = (

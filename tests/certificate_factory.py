@@ -30,6 +30,7 @@ def certificate(
     common_name: str = "",
     key: Any = None,
     path_length: int | None = None,
+    more: tuple[x509.ExtensionType, ...] = (),
 ) -> Issued:
     """A certificate and its private key; issuer None means self-signed."""
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -65,6 +66,8 @@ def certificate(
     if uris:
         identifiers = [x509.UniformResourceIdentifier(uri) for uri in uris]
         builder = builder.add_extension(x509.SubjectAlternativeName(identifiers), critical=True)
+    for extension in more:
+        builder = builder.add_extension(extension, critical=True)
     signer = key if issuer is None else issuer[1]
     if issuer is not None:
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())

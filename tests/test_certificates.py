@@ -19,7 +19,9 @@ from certificate_factory import (
     leaf,
     pem,
 )
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID as Purpose
 from fakes import FakeCredential, make_body
 
 from securefabric import _cbor, _core
@@ -56,6 +58,10 @@ def intermediate(**changes: Any) -> Issued:
     return certificate(**settings)
 
 
+def purposes(*purposes: x509.ObjectIdentifier) -> x509.ExtendedKeyUsage:
+    return x509.ExtendedKeyUsage(purposes)
+
+
 # check_evidence, through Roster.verify
 
 
@@ -79,6 +85,21 @@ def test_verify__accepts_a_chain_with_intermediates(tmp_path: Path) -> None:
     roster.verify(1, encode_entry(Liar(issued, chain=(team[0],)), body(1)))
     with pytest.raises(CertificateUntrusted, match=r"rank 1 .*no CA of .*ca.pem"):
         roster.verify(1, encode_entry(Liar(issued), body(1)))
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        purposes(Purpose.SERVER_AUTH, Purpose.CLIENT_AUTH),
+        purposes(Purpose.ANY_EXTENDED_KEY_USAGE),
+    ],
+)
+def test_verify__a_purpose_that_includes_clients_is_accepted_on_leaf_and_ca(
+    usage: x509.ExtendedKeyUsage, tmp_path: Path
+) -> None:
+    team = intermediate(more=(usage,))
+    liar = Liar(leaf(1, issuer=team, more=(usage,)), chain=(team[0],))
+    roster_of(tmp_path).verify(1, encode_entry(liar, body(1)))
 
 
 LEAVES: dict[str, tuple[dict[str, Any], type[IdentityError], str]] = {
@@ -151,6 +172,11 @@ LEAVES: dict[str, tuple[dict[str, Any], type[IdentityError], str]] = {
         "lacks digitalSignature",
     ),
     "without a usage": ({"usage": frozenset()}, CertificateError, "lacks digitalSignature"),
+    "to sign code": (
+        {"more": (purposes(Purpose.CODE_SIGNING, Purpose.SERVER_AUTH),)},
+        CertificateError,
+        "extended key usage lacks clientAuth",
+    ),
     "with an Ed25519 key": (
         {"key": ed25519.Ed25519PrivateKey.generate()},
         CertificateError,
@@ -201,6 +227,34 @@ def test_verify__an_intermediate_must_be_a_ca_that_is_valid(
     liar = Liar(leaf(1, issuer=team), chain=(team[0],))
     with pytest.raises((CertificateUntrusted, CertificateExpired), match="rank 1"):
         roster_of(tmp_path).verify(1, encode_entry(liar, body(1)))
+
+
+@pytest.mark.parametrize("where", ["root", "intermediate"])
+def test_verify__a_ca_for_other_purposes_is_refused_by_name(where: str, tmp_path: Path) -> None:
+    for_mail = (purposes(Purpose.EMAIL_PROTECTION),)
+    root = authority()
+    if where == "root":
+        root = certificate(issuer=None, is_ca=True, common_name="mail CA", more=for_mail)
+    team = intermediate(issuer=root, more=for_mail if where == "intermediate" else ())
+    chain = [leaf(1, issuer=team)[0], team[0]]
+    with pytest.raises(CertificateUntrusted, match=r"rank 1 .*extended key usage lacks clientAuth"):
+        bundle(tmp_path, root).verify("rank 1", chain, name_of_rank(DOMAIN, JOB, 1))
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        x509.NameConstraints([x509.UniformResourceIdentifier(DOMAIN)], None),
+        x509.NameConstraints(None, [x509.UniformResourceIdentifier("elsewhere")]),
+    ],
+)
+def test_verify__limits_on_uris_are_refused_by_name(
+    constraints: x509.NameConstraints, tmp_path: Path
+) -> None:
+    team = intermediate(more=(constraints,))
+    chain = [leaf(1, issuer=team)[0], team[0]]
+    with pytest.raises(CertificateUntrusted, match=r"rank 1 .*limits URIs by name constraints"):
+        bundle(tmp_path, authority()).verify("rank 1", chain, name_of_rank(DOMAIN, JOB, 1))
 
 
 def test_verify__a_path_length_is_kept(tmp_path: Path) -> None:
