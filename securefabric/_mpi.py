@@ -13,6 +13,7 @@ from . import placement
 from .errors import ConfigError
 from .options import Options
 from .rendezvous import is_store_encrypted
+from .store import LONGEST_TIMEOUT
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -64,7 +65,7 @@ def rendezvous(url: str, timeout: timedelta | None) -> Iterator[tuple[Store, int
 
     communicator = world()
     _check_url(url, communicator)
-    store = _shared_store(communicator, timeout or default_pg_timeout)
+    store = _shared_store(communicator, min(timeout or default_pg_timeout, LONGEST_TIMEOUT))
     yield store, communicator.rank, communicator.size
     raise RuntimeError("mpi:// cannot rendezvous a second time: MPI's world does not change")
 

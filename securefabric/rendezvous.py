@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from . import placement
 from .errors import ConfigError
-from .store import open_store
+from .store import LONGEST_TIMEOUT, open_store
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -58,7 +58,7 @@ def rendezvous(url: str, timeout: timedelta | None = None) -> Iterator[tuple[Sto
 
     is_store_encrypted()  # a typing error there must not go unnoticed
     request = _parsed(url)
-    store = _opened(request, timeout or default_pg_timeout)
+    store = _opened(request, min(timeout or default_pg_timeout, LONGEST_TIMEOUT))
     yield store, request.rank, request.world_size
     raise RuntimeError("securefabric:// cannot rendezvous a second time in the same process")
 

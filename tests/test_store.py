@@ -205,6 +205,25 @@ def test_timeout__beyond_a_slice_is_kept(sealed: Store, monkeypatch: pytest.Monk
     setter.join()
 
 
+@pytest.mark.parametrize("timeout", [timedelta(days=25), timedelta(days=400_000), timedelta.max])
+def test_timeout__longer_than_any_clock_never_passes(key_file: str, timeout: timedelta) -> None:
+    store: Any = open_store("127.0.0.1", 0, serve=True, key_file=key_file, timeout=timeout)
+    assert store.timeout > timedelta(days=24)
+    calls = [lambda: store.get("late"), lambda: store.wait(["late"], timeout)]
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    while store.client.counters()["waiting"] < len(calls):
+        time.sleep(0.01)
+    store.set_timeout(timeout)
+    store.set("late", "1")
+    store.barrier("door", 1, timeout)
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    store.client.close()
+
+
 def test_clone__has_its_own_timeout_and_the_same_keys(sealed: Any) -> None:
     clone = sealed.clone()
     clone.set_timeout(SHORT)
@@ -375,7 +394,7 @@ def test_server__serves_while_python_is_busy(own: Any, key_file: str, tmp_path: 
 def test_server__lost_is_an_error_at_once_and_later(
     own: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("securefabric.store.client.RECOVERY_S", 0.5)
+    monkeypatch.setattr("securefabric.store.client.RECOVERY_S", 2.0)
     own.set("a", "")
     caught: list[BaseException] = []
 
@@ -395,7 +414,7 @@ def test_server__lost_is_an_error_at_once_and_later(
     assert isinstance(classify(caught[0]), StoreUnavailable)
     assert "broke: is the process that hosts it" in str(caught[0])
     with pytest.raises(dist.DistNetworkError, match="StoreUnavailable: nobody answers"):
-        own.get("a")
+        own.get("a")  # not over a connection that was idle while the other one broke
 
 
 def test_server__ends_with_its_store(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["close_all_at_exit", "open_store"]
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=300)  # torch's own
+LONGEST_TIMEOUT: Final = timedelta(days=146 * 365)  # what longer ones mean; fits all clocks
 
 _gate: StoreGate | None = None  # of this process
 _gate_lock: Final = threading.Lock()
@@ -64,6 +65,7 @@ def open_store(
     _native.check_torch_version()
     from .._C import Store
 
+    timeout = min(timeout, LONGEST_TIMEOUT)
     keys = curve_keys(Options().key_file if key_file is None else key_file)
     address = resolve(host)
     server = None

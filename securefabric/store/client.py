@@ -57,6 +57,7 @@ _WATCHED: Final = (
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.DISCONNECTED
+    | zmq.Event.CLOSED
 )
 
 
@@ -88,7 +89,7 @@ class _Connection:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys):
         self.is_connected = False
         self.is_broken = False
-        self._attempts = 0  # that found somebody listening
+        self._attempts = 0  # that found somebody listening, since one found nobody
         self._socket = context.socket(zmq.DEALER)
         self._monitor = self._socket.get_monitor_socket(_WATCHED)
         socket = self._socket
@@ -177,6 +178,8 @@ class _Connection:
                 self.is_connected = True
             elif event == zmq.Event.CONNECTED:
                 self._attempts += 1
+            elif event == zmq.Event.CLOSED:  # refused: whoever was there has gone
+                self._attempts = 0
             elif self.is_connected:
                 raise _Failed(Status.NETWORK, _GONE)
             elif event == zmq.Event.HANDSHAKE_FAILED_AUTH or self._attempts >= HANDSHAKES_MAX:
@@ -368,7 +371,10 @@ class _Connector:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[_Connection]:
-        """Lend a connection; one whose exchange did not end well is not kept."""
+        """Lend a connection. One whose exchange did not end well is not kept, nor are idle ones.
+
+        They lead to the same server, and a request that is sent to one that is lost has to fail.
+        """
         if os.getpid() != self._pid:
             raise _Failed(
                 Status.NETWORK,
@@ -388,9 +394,12 @@ class _Connector:
             with self._lock:
                 if connection is not None and not connection.is_broken and not self._is_closed:
                     self._idle.append(connection)
-                    connection = None
-            if connection is not None:
-                connection.close()
+                    lost = []
+                else:
+                    lost = [*self._idle, *([] if connection is None else [connection])]
+                    self._idle.clear()
+            for each in lost:
+                each.close()
             with self._lock:
                 self._in_use -= 1
 
