@@ -31,7 +31,11 @@ ENGINES_MAX: Final = 16  # roster.py refuses more
 PATHS_PER_PEER_MAX: Final = 256  # transport/limits.h, kPathsPerPeerMax
 JOB_ID_BYTES_MAX: Final = 64  # roster.py refuses longer ones
 _PREFIX: Final = "SECUREFABRIC_"
-_SETTINGS_ELSEWHERE: Final = {"SECUREFABRIC_STORE", "SECUREFABRIC_STRICT"}  # no fields of Options
+_SETTINGS_ELSEWHERE: Final = {  # no fields of Options
+    "SECUREFABRIC_STORE",
+    "SECUREFABRIC_STORE_BIND",
+    "SECUREFABRIC_STRICT",
+}
 _SECONDS_MAX: Final = 24 * 3600.0
 _FLAGS: Final = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
 

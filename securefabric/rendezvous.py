@@ -1,12 +1,12 @@
 """``init_method="securefabric://host:port"``: ranks find each other through the encrypted store.
 
-    securefabric://host:port    rank 0 serves the store there, on that address and no other
+    securefabric://host:port    rank 0 serves the store there
     securefabric://             host and port from the launcher: MASTER_ADDR and MASTER_PORT
                                 (torchrun, securefabric.launch), Slurm's node list, or MPI
 
 Rank and world size come from init_process_group's arguments or the launcher. Query parameters:
 rank, world_size, and bind, the address to listen on where host is not one of rank 0's own (a load
-balancer, a name that stands for loopback there).
+balancer); SECUREFABRIC_STORE_BIND says it as well.
 """
 
 from __future__ import annotations

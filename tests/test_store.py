@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from securefabric.errors import AuthError, ConfigError, StoreUnavailable, classify
 from securefabric.identity import write_key_file
-from securefabric.store import open_store, resolve
+from securefabric.store import listening_address, open_store, resolve
 from securefabric.store.table import Limits
 
 Open = Callable[[], Store]
@@ -345,6 +345,45 @@ def test_open__listens_on_the_chosen_address_only(sealed: Any) -> None:
 def test_resolve__prefers_ipv4() -> None:
     assert resolve("localhost") == "127.0.0.1"
     assert resolve("::1") == "::1"
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "expected"),
+    [
+        ("10.1.2.3", "10.1.2.3", "10.1.2.3"),
+        ("node1", "10.1.2.3", "10.1.2.3"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("127.0.1.1", "127.0.1.1", "127.0.1.1"),
+        ("::1", "::1", "::1"),
+        ("localhost", "127.0.0.1", "127.0.0.1"),
+        ("localhost.localdomain", "127.0.0.1", "127.0.0.1"),
+        ("node1", "127.0.1.1", "all"),
+        ("node1.example.org", "::1", "all"),
+    ],
+)
+def test_listening__where_others_can_reach_it(
+    host: str, address: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for has_ipv6, every in ((True, "::"), (False, "0.0.0.0")):
+        monkeypatch.setattr("socket.has_dualstack_ipv6", lambda value=has_ipv6: value)
+        wanted = every if expected == "all" else expected
+        assert listening_address(host, address) == wanted
+    monkeypatch.setenv("SECUREFABRIC_STORE_BIND", "127.0.0.3")
+    assert listening_address(host, address) == "127.0.0.3"
+    assert listening_address(host, address, "127.0.0.4") == "127.0.0.4"
+
+
+def test_open__a_host_whose_own_name_means_loopback_is_reached_by_others(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's /etc/hosts says 127.0.1.1; the others come to another address of the host."""
+    names = {"node1": "127.0.1.1"}
+    monkeypatch.setattr("securefabric.store.resolve", lambda host: names.get(host, host))
+    store: Any = open_store("node1", 0, serve=True, key_file=key_file, timeout=LONG)
+    other: Any = open_store("127.0.0.7", store.port, key_file=key_file, timeout=LONG)
+    other.set("here", "1")
+    assert store.get("here") == b"1"
+    store.client.close()
 
 
 # The server

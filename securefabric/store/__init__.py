@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import socket
 import sys
 import threading
@@ -26,9 +28,10 @@ if TYPE_CHECKING:
     from .._C import Store, StoreGate
     from .table import Limits
 
-__all__ = ["close_all_at_exit", "open_store"]
+__all__ = ["BIND_VARIABLE", "LONGEST_TIMEOUT", "close_all_at_exit", "open_store"]
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=300)  # torch's own
+BIND_VARIABLE: Final = "SECUREFABRIC_STORE_BIND"
 LONGEST_TIMEOUT: Final = timedelta(days=146 * 365)  # what longer ones mean; fits all clocks
 
 _gate: StoreGate | None = None  # of this process
@@ -48,8 +51,8 @@ def open_store(
     """Return the encrypted store at host:port, after it has answered once.
 
     serve starts its server, in a process of its own that ends with this store or this process, on
-    the address that host stands for here (or on bind) and no other; port 0 takes a free one, which
-    the store's ``port`` tells. timeout is that of operations, and how long the server may take to
+    the address that listening_address() says; port 0 takes a free one, which the store's ``port``
+    tells. timeout is that of operations, and how long the server may take to
     appear. key_file None means SECUREFABRIC_KEY_FILE. limits bounds what the server holds.
 
     Raises ConfigError when key, host or port are unusable, StoreUnavailable when nobody answers,
@@ -70,7 +73,7 @@ def open_store(
     address = resolve(host)
     server = None
     if serve:
-        listening = resolve(bind) if bind else address
+        listening = listening_address(host, address, bind)
         try:
             server = ServerProcess(addresses=[listening], port=port, keys=keys, limits=limits)
         except OSError as error:
@@ -107,6 +110,30 @@ def resolve(host: str) -> str:
         raise ConfigError(f"the store's host {host!r} has no address: {error}") from None
     addresses = [str(entry[4][0]) for entry in found]
     return next((address for address in addresses if ":" not in address), addresses[0])
+
+
+def listening_address(host: str, address: str, bind: str | None = None) -> str:
+    """Return the address that a server listens on, where host stands for address on its host.
+
+    bind, or else BIND_VARIABLE, says it. Without them it is address, and no other reaches the
+    store; but not a loopback address where host is a name, as of Debian's hosts for themselves:
+    others know the name by another address, so the server listens on all.
+    """
+    chosen = bind or os.environ.get(BIND_VARIABLE)
+    if chosen:
+        return resolve(chosen)
+    is_name = host.partition(".")[0].lower() != "localhost" and not _is_numeric(host)
+    if is_name and ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104  (see above)
+    return address
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def close_all_at_exit() -> None:
