@@ -19,7 +19,14 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from . import placement
-from ._mpi import Communicator, local_placement, master_address, world
+from ._mpi import (
+    Communicator,
+    local_placement,
+    master_address,
+    port_from,
+    told_by_first,
+    world,
+)
 from ._torch_autoload import autoload
 from .errors import ConfigError
 from .placement import Placement
@@ -106,9 +113,10 @@ def _set_from_mpi(environment: MutableMapping[str, str], communicator: Communica
             port = reserve_port(address)
         except OSError as error:  # the others wait for news
             failure = f"no port at {address}: {error}"
-    port, failure = communicator.bcast((port, failure))
+    told, failure = told_by_first(communicator, str(port), failure)
     if failure:
         raise ConfigError(f"rank 0 found {failure}")
+    port = port_from(told)
     local_rank, local_world_size = local_placement(communicator)
     _set(
         environment,
