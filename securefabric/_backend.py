@@ -39,8 +39,11 @@ def create_backend(
     presented_name is what the group calls itself, in ``name()`` and in the profiler: the name of
     the backend that it stands in for.
     """
+    from ._strict import check_store  # which imports this module
+
     rank, world_size = _place_in_world(request)
     with refusals_told(request.store, rank):
+        check_store(request.store, world_size)
         options = options_from(pg_options)
         fabric = fabric_for(
             rank=rank,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch._C._distributed_c10d import Store
 
-__all__ = ["is_strict", "strict"]
+__all__ = ["check_store", "is_strict", "strict"]
 
 _UNDEFINED: Final = "undefined"  # torch's word for "choose one"
 _HARMLESS: Final = {NAME, "gloo", "fake"}  # gloo is ours by then, and fake moves nothing
@@ -68,8 +68,6 @@ def strict() -> None:
 @contextmanager
 def _check_group(arguments: dict[str, Any]) -> Iterator[None]:
     arguments["backend"] = _allowed(str(arguments["backend"]))
-    if not arguments["global_ranks_in_group"]:
-        _check_store(arguments["store"], arguments["group_size"])
     yield
 
 
@@ -88,18 +86,30 @@ def _allowed(backend: str) -> object:
     return Backend(backend)
 
 
-def _check_store(store: Store, world_size: int) -> None:
-    """Refuse torch's store where it crosses a network: programs put data of theirs there too."""
-    from torch._C._distributed_c10d import PrefixStore, TCPStore
+def check_store(store: Store, world_size: int) -> None:
+    """Refuse, in strict mode, a store that may cross a network in the clear.
 
+    Called for each backend of ours, whoever makes it: programs put data of theirs there too.
+    """
+    from torch._C._distributed_c10d import FileStore, HashStore, PrefixStore
+
+    if not _is_strict:
+        return
     while isinstance(store, PrefixStore):
         store = store.underlying_store
-    if isinstance(store, TCPStore) and not is_one_host(store, world_size):
-        raise _refused(
-            f"torch's TCPStore at {store.host}:{store.port}",
-            'meet in the encrypted store: init_method="securefabric://", or '
-            "SECUREFABRIC_STORE=encrypted, or torchrun --rdzv-backend=securefabric",
-        )
+    is_sealed = type(store).__module__ == f"{__package__}._C"
+    # A HashStore never leaves its process.
+    if is_sealed or isinstance(store, HashStore) or is_one_host(store, world_size):
+        return
+    host, path = getattr(store, "host", None), getattr(store, "path", None)
+    where = f" at {host}:{store.port}" if isinstance(host, str) else ""  # type: ignore[attr-defined]
+    if isinstance(store, FileStore):
+        where = f" {path}, which other hosts may share,"
+    raise _refused(
+        f"torch's {type(store).__name__}{where}",
+        'meet in the encrypted store: init_method="securefabric://", or '
+        "SECUREFABRIC_STORE=encrypted, or torchrun --rdzv-backend=securefabric",
+    )
 
 
 def _refuse_standing_groups() -> None:

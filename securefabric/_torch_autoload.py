@@ -11,10 +11,10 @@ import atexit
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import timedelta
 
     from torch._C._distributed_c10d import Backend as C10dBackend
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NAME = "securefabric"
 STRICT = "SECUREFABRIC_STRICT"
+STORE = "SECUREFABRIC_STORE"
+_torchs_own: list[Callable[..., Any]] = []  # what served env:// before
 DEVICES = ["cpu", "cuda"]  # a list: torch 2.13 would iterate over a string letter by letter
 
 
@@ -35,8 +37,9 @@ def register() -> None:
         return
     from torch.distributed.rendezvous import _rendezvous_handlers, register_rendezvous_handler
 
-    if os.environ.get("SECUREFABRIC_STORE"):
-        _rendezvous_handlers["env"] = _store_rendezvous
+    if _rendezvous_handlers["env"] is not _env_rendezvous:
+        _torchs_own.append(_rendezvous_handlers["env"])
+        _rendezvous_handlers["env"] = _env_rendezvous
     if NAME.upper() in dist.Backend._plugins:
         return
     _refuse_torchcomms()
@@ -60,6 +63,10 @@ def autoload() -> None:
         import warnings
 
         warnings.warn(f"securefabric is unavailable: {error}", stacklevel=2)
+    _be_strict_if_asked()
+
+
+def _be_strict_if_asked() -> None:
     if os.environ.get(STRICT, "0") not in ("", "0"):
         from ._strict import strict
 
@@ -81,8 +88,17 @@ def _create(request: BackendRequest, pg_options: object) -> C10dBackend:
     from ._backend import create_backend
     from ._gloo import warn_of_mesh
 
+    _be_strict_if_asked()  # the variable may have been set since torch was imported
     warn_of_mesh()
     return create_backend(request, pg_options)
+
+
+def _env_rendezvous(url: str, **named: Any) -> Iterator[tuple[Store, int, int]]:
+    """``env://``: the encrypted store if the variable asks for it at this moment, else torch's."""
+    if os.environ.get(STORE):
+        return _store_rendezvous(url, **named)
+    handler: Iterator[tuple[Store, int, int]] = _torchs_own[0](url, **named)
+    return handler
 
 
 def _store_rendezvous(

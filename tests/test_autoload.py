@@ -40,6 +40,28 @@ def test_autoload__registers_and_may_be_called_again() -> None:
     succeeds("import torch;" + AS_TORCH_DOES + AS_TORCH_DOES + CHECK)
 
 
+ENCRYPTED = "SECUREFABRIC_STORE"
+MEETS = (
+    "import os, torch.distributed as dist;"
+    "import securefabric._torch_autoload as a;"
+    "a._store_rendezvous = lambda url, timeout=None, **_: iter([('sealed', 0, 1)]);"
+    "os.environ.update(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1', MASTER_PORT='0');"
+    "meet = lambda: next(iter(dist.rendezvous('env://')))[0];"
+)
+
+
+@pytest.mark.parametrize("autoload", ["1", "0"])
+def test_store__the_variable_counts_when_ranks_meet(autoload: str) -> None:
+    script = (
+        "import torch, securefabric;" + MEETS + "assert meet() == 'sealed';"
+        f"del os.environ['{ENCRYPTED}'];"
+        "assert isinstance(meet(), dist.Store);"
+        f"os.environ['{ENCRYPTED}'] = 'encrypted';"
+        "assert meet() == 'sealed'"
+    )
+    succeeds(script, TORCH_DEVICE_BACKEND_AUTOLOAD=autoload, **{ENCRYPTED: "encrypted"})
+
+
 def test_autoload__leaves_the_default_backends_alone() -> None:
     script = "assert dist.Backend.default_device_backend_map.get('cpu') == 'gloo'"
     succeeds("import torch;" + AS_TORCH_DOES + CHECK + ";" + script)

@@ -240,6 +240,42 @@ def test_strict__refuses_a_store_in_the_clear_between_hosts(key_file: str) -> No
     run(strict_store, 1, key_file)
 
 
+def strict_by_other_ways(rank: int) -> None:
+    securefabric.strict()
+    _strict.is_one_host = lambda *_: False  # as if the others were elsewhere
+    plain = dist.TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=20), wait_for_workers=False)
+    made = dist.ProcessGroupGloo
+    from torch.distributed import _dist2
+
+    file = dist.FileStore(str(Path(os.environ["SECUREFABRIC_KEY_FILE"]).parent / "store"), 1)
+    refused(lambda: _dist2.new_group("gloo", timedelta(seconds=20), "cpu"), "TCPStore at ")
+    refused(lambda: made(dist.PrefixStore("by hand", plain), 0, 1), "TCPStore at 127.0.0.1")
+    refused(
+        lambda: dist.init_process_group("securefabric", store=file, rank=0, world_size=1),
+        "FileStore",
+        "other hosts may share",
+    )
+    dist.init_process_group("securefabric", store=dist.HashStore(), rank=0, world_size=1)
+    refused(lambda: made(plain, 0, 1), "TCPStore")
+    dist.destroy_process_group()
+
+
+def test_strict__a_store_in_the_clear_is_refused_whoever_makes_the_group(key_file: str) -> None:
+    run(strict_by_other_ways, 1, key_file)
+
+
+def strict_since_the_import(rank: int) -> None:
+    os.environ["SECUREFABRIC_STRICT"] = "1"
+    dist.init_process_group("securefabric")
+    assert securefabric.is_strict()
+    refused(lambda: dist.new_group(backend="nccl"), "nccl")
+    dist.destroy_process_group()
+
+
+def test_strict__set_after_the_import_counts_from_our_first_group(key_file: str) -> None:
+    run(strict_since_the_import, 1, key_file)
+
+
 def strict_too_late(rank: int) -> None:
     dist.init_process_group("gloo")
     refused(securefabric.strict, "gloo", "before any group")
@@ -259,6 +295,7 @@ assert dist.group.WORLD._get_backend(torch.device("cpu")).__class__.__module__ =
 """
 
 
+@pytest.mark.parametrize("autoload", ["1", "0"])
 @pytest.mark.parametrize(
     "first",
     [
@@ -269,10 +306,17 @@ assert dist.group.WORLD._get_backend(torch.device("cpu")).__class__.__module__ =
         "import securefabric.cli",
     ],
 )
-def test_strict__from_the_environment(first: str, key_file: str) -> None:
+def test_strict__from_the_environment(first: str, autoload: str, key_file: str) -> None:
+    if (first, autoload) == ("import torch", "0"):
+        first = "import torch, securefabric"  # without that, nothing of ours runs
     done = subprocess.run(
         [sys.executable, "-c", first + SCRIPT],
-        env={**os.environ, "SECUREFABRIC_STRICT": "1", "SECUREFABRIC_KEY_FILE": key_file},
+        env={
+            **os.environ,
+            "TORCH_DEVICE_BACKEND_AUTOLOAD": autoload,
+            "SECUREFABRIC_STRICT": "1",
+            "SECUREFABRIC_KEY_FILE": key_file,
+        },
         capture_output=True,
         text=True,
         timeout=120,
