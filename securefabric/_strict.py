@@ -91,7 +91,7 @@ def check_store(store: Store, world_size: int) -> None:
 
     Called for each backend of ours, whoever makes it: programs put data of theirs there too.
     """
-    from torch._C._distributed_c10d import FileStore, HashStore, PrefixStore
+    from torch._C._distributed_c10d import FileStore, HashStore, PrefixStore, TCPStore
 
     if not _is_strict:
         return
@@ -101,10 +101,11 @@ def check_store(store: Store, world_size: int) -> None:
     # A HashStore never leaves its process.
     if is_sealed or isinstance(store, HashStore) or is_one_host(store, world_size):
         return
-    host, path = getattr(store, "host", None), getattr(store, "path", None)
-    where = f" at {host}:{store.port}" if isinstance(host, str) else ""  # type: ignore[attr-defined]
-    if isinstance(store, FileStore):
-        where = f" {path}, which other hosts may share,"
+    where = ""
+    if isinstance(store, TCPStore):
+        where = f" at {store.host}:{store.port}"
+    elif isinstance(store, FileStore):
+        where = ", whose file other hosts may share,"
     raise _refused(
         f"torch's {type(store).__name__}{where}",
         'meet in the encrypted store: init_method="securefabric://", or '
