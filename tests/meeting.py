@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from second_implementation import GENERATION_BITS, SECONDS_MAX, Job, Peer, label
+from second_implementation import GENERATION_BITS, SECONDS_MAX, Group, Job, Peer, label
 
 from securefabric import _C, _core
 from securefabric.identity import PskIdentity
@@ -74,14 +73,14 @@ class Meeting:
         )
         self.roster = Roster(identity, body)
         self.fabric.set_entry(self.roster.own_entry)
-        key_text = "world:0123456789abcdef"
-        self.group = int.from_bytes(hashlib.sha256(key_text.encode()).digest()[:8], "big")
+        identity_text = "the group of both"  # by an agreement of the two alone
+        self.group = Group.of(identity_text)
         self.backend: Any = _C.Backend(
             fabric=self.fabric,
             group_rank=0,
             group_size=2,
             group_name="world",
-            group_key=key_text,
+            group_key=identity_text,
             global_ranks=[0, 1],
             options=_C.Options(timedelta(seconds=SECONDS_MAX)),
         )

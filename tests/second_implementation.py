@@ -157,13 +157,28 @@ class Direction:
 
 # §5
 
-SIGNATURE = struct.Struct("!BBBBIQ")
+SIGNATURE = struct.Struct("!BBBBIQ24s8x")
 DATA = struct.Struct("!BBHIQQQQQ")
 GRANT = struct.Struct("!BBIQQQQ")
 ACK = struct.Struct("!BBHQII")
 BITMAP_BYTES_MAX = 128
-ABORT = struct.Struct("!BBHQ")
+STATUS = struct.Struct("!BBQQBBBBIQ24s8x")
+ABORT = struct.Struct("!BBHQ24s")
 EPOCH = struct.Struct("!BI32s")
+
+
+@dataclass(frozen=True)
+class Group:
+    """§7.1: what a group is called on the wire."""
+
+    id: int
+    tail: bytes
+
+    @classmethod
+    def of(cls, identity: str, number: int = 0) -> Group:
+        numbered = struct.pack("!Q", number) + identity.encode()
+        digest = hashlib.sha256(b"sf1 group\0" + numbered).digest()
+        return cls(int.from_bytes(digest[:8], "big"), digest[8:])
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,7 @@ class Data:
     operation: int
     message_length: int
     offset: int
-    signature: tuple[int, ...]
+    signature: tuple[Any, ...]
     fragment: bytes
 
 
@@ -190,7 +205,7 @@ def decode(plaintext: bytes) -> Iterator[tuple[int, Any]]:
         if kind == 1:
             _, flags, length, slot, *numbers = DATA.unpack_from(plaintext, at)
             at += DATA.size
-            signature: tuple[int, ...] = ()
+            signature: tuple[Any, ...] = ()
             if flags & 1:
                 signature = SIGNATURE.unpack_from(plaintext, at)
                 at += SIGNATURE.size
@@ -205,15 +220,17 @@ def decode(plaintext: bytes) -> Iterator[tuple[int, Any]]:
             )
             at += length
             continue
-        size = {2: ACK.size, 3: 21, 4: GRANT.size, 5: 9, 6: 9, 7: 1, 8: 34, 9: ABORT.size, 10: 1}
-        size[11] = EPOCH.size
+        size = {2: ACK.size, 3: 21, 4: GRANT.size, 5: 9, 6: 9, 7: 1, 8: STATUS.size, 9: ABORT.size}
+        size |= {10: 1, 11: EPOCH.size}
         if kind == 2:
             fields = ACK.unpack_from(plaintext, at)
             bitmap = plaintext[at + ACK.size : at + ACK.size + fields[1]]
             yield kind, (fields, bitmap)
             at += fields[1]
+        elif kind == 8:
+            yield kind, STATUS.unpack_from(plaintext, at)
         elif kind == 9:
-            yield kind, plaintext[at : at + ABORT.size]
+            yield kind, ABORT.unpack_from(plaintext, at)
             at += ABORT.unpack_from(plaintext, at)[2]
         elif kind == 4:
             yield kind, GRANT.unpack_from(plaintext, at)
@@ -272,6 +289,8 @@ class Peer:
         """Of each message the bytes that have not come."""
         self.data: list[Data] = []
         self.grants: list[tuple[int, ...]] = []
+        self.statuses: list[tuple[Any, ...]] = []
+        self.aborts: list[tuple[Any, ...]] = []
         self.closed = False
         self.recording: list[tuple[int, int, bytes]] = []
         """Sender, receiver and bytes of all that was sealed for this link and came to us."""
@@ -392,6 +411,10 @@ class Peer:
                 self.send(back, b"\x06" + content)
             elif kind == 6:
                 self.active |= {p for p, sent in self.challenges.items() if sent == content}
+            elif kind == 8:
+                self.statuses.append(content)
+            elif kind == 9:
+                self.aborts.append(content)
             elif kind == 10:
                 self.closed = True
             elif kind == 11:
@@ -428,10 +451,10 @@ class Peer:
         fields = ACK.pack(2, len(bitmap), direction.path_id, largest, 0, 0)
         return fields + bytes(bitmap)
 
-    def reduce_data(self, group: int, operation: int, message_id: int, values: bytes) -> bytes:
+    def reduce_data(self, group: Group, operation: int, message_id: int, values: bytes) -> bytes:
         """An eager message of a SUM over two ranks: recursive doubling, round 0 in slot 2."""
-        signature = SIGNATURE.pack(1, 12, 1, 0, 0, len(values) // 4)
-        numbers = (message_id, group, operation, len(values), 0)
+        signature = SIGNATURE.pack(1, 12, 1, 0, 0, len(values) // 4, group.tail)
+        numbers = (message_id, group.id, operation, len(values), 0)
         return DATA.pack(1, 1 | 4, len(values), 2, *numbers) + signature + values
 
 

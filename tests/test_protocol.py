@@ -16,6 +16,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from meeting import Meeting, meeting_with, open_paths
 from second_implementation import (
+    ABORT,
     DATA,
     EPOCH,
     GENERATION_BITS,
@@ -23,6 +24,8 @@ from second_implementation import (
     LIVE_SUITES,
     SECONDS_MAX,
     SIGNATURE,
+    STATUS,
+    Group,
 )
 
 from securefabric import _core
@@ -56,9 +59,9 @@ def reduce_once(meeting: Meeting, operation: int) -> None:
     work.wait()
     assert torch.equal(ours, torch.arange(5, dtype=torch.float32) * (operation + 1) + 1)
     received = peer.data_of(operation)
-    assert received.group == meeting.group
+    assert received.group == meeting.group.id
     assert (received.slot, received.flags & 0xC) == (2, 4)
-    assert received.signature == (1, 12, 1, 0, 0, 5)
+    assert received.signature == (1, 12, 1, 0, 0, 5, meeting.group.tail)
     expected = torch.arange(5, dtype=torch.float32) * (operation + 1)
     assert received.fragment == expected.numpy().tobytes()
 
@@ -143,12 +146,12 @@ def test_long_message_to_the_core__is_announced_granted_and_repaired(meeting: Me
     target = torch.zeros_like(expected)
     work = meeting.backend.recv([target], 1, 7)
     whole = expected.numpy().tobytes()
-    signature = SIGNATURE.pack(10, 1, 0, 0, 0, len(whole))
-    name = (0, meeting.group, 0, len(whole))
+    signature = SIGNATURE.pack(10, 1, 0, 0, 0, len(whole), meeting.group.tail)
+    name = (0, meeting.group.id, 0, len(whole))
     peer.send(0, DATA.pack(1, 1 | 8, 0, 7, *name, 0) + signature)
     peer.run_until(lambda: bool(peer.grants))
     [(_, channel, slot, group, operation, granted, _)] = peer.grants
-    assert (channel, slot, group, operation, granted) == (1, 7, meeting.group, 0, len(whole))
+    assert (channel, slot, group, operation, granted) == (1, 7, meeting.group.id, 0, len(whole))
 
     pending = list(range(0, len(whole), 1360))
     peer.lose_next = 3
@@ -177,11 +180,58 @@ def test_long_message_from_the_core__waits_for_our_grant(meeting: Meeting) -> No
     request = peer.data[0]
     assert (request.flags & 0xD, request.slot, request.fragment) == (9, 3, b"")
     assert request.message_length == 150_001
-    peer.send(1, GRANT.pack(4, 1, 3, meeting.group, 0, 150_001, 0))
+    peer.send(1, GRANT.pack(4, 1, 3, meeting.group.id, 0, 150_001, 0))
     peer.run_until(lambda: not peer.missing[request.message_id])
     work.wait()
     assert bytes(peer.messages[request.message_id]) == source.numpy().tobytes()
     assert all(data.offset % 16 == 0 for data in peer.data)
+
+
+def test_status__tells_what_is_known_of_group_and_operation(meeting: Meeting) -> None:
+    peer, group = meeting.peer, meeting.group
+    open_paths(meeting)
+    reduce_once(meeting, 0)
+    for name, tail, operation, expected in (
+        (group.id, group.tail, 0, (0, 1, 12, 1, 0, 0, 5, group.tail)),
+        (group.id, group.tail, 1, (0, 0, 0, 0, 0, 0, 0, group.tail)),
+        (group.id ^ 1, bytes(24), 0, (2, 0, 0, 0, 0, 0, 0, bytes(24))),
+    ):
+        peer.statuses.clear()
+        peer.send(0, STATUS.pack(8, 1, name, operation, 0, 0, 0, 0, 0, 0, tail))
+        peer.run_until(lambda: bool(peer.statuses))
+        flags, *signature = expected
+        assert peer.statuses == [(8, flags, name, operation, *signature)]
+    reduce_once(meeting, 1)
+
+
+@pytest.mark.parametrize("frame", ["collective", "message", "status", "abort"])
+def test_group__another_one_with_its_id_is_named_and_never_met(
+    meeting: Meeting, frame: str
+) -> None:
+    peer, group = meeting.peer, meeting.group
+    open_paths(meeting)
+    reduce_once(meeting, 0)
+    other = Group(group.id, group.tail[:-1] + bytes([group.tail[-1] ^ 1]))
+    ours = torch.ones(5)
+    work = (
+        meeting.backend.recv([ours], 1, 7)
+        if frame == "message"
+        else meeting.backend.allreduce([ours])
+    )
+    signature = SIGNATURE.pack(10, 1, 0, 0, 0, 20, other.tail)
+    frames = {
+        "collective": peer.reduce_data(other, 1, 1, bytes(20)),
+        "message": DATA.pack(1, 1 | 4 | 8, 20, 7, 1, group.id, 0, 20, 0) + signature + bytes(20),
+        "status": STATUS.pack(8, 0, group.id, 1, 0, 0, 0, 0, 0, 0, other.tail),
+        "abort": ABORT.pack(9, 5, 0, group.id, other.tail),
+    }
+    peer.send(0, frames[frame])
+    peer.run_until(work.is_completed)
+    with pytest.raises(RuntimeError, match=r"which group this is: what rank 1 sends.*of rank 0"):
+        work.wait()
+    assert torch.equal(ours, torch.ones(5))
+    peer.run_until(lambda: bool(peer.aborts))
+    assert peer.aborts[0][3:] == (group.id, group.tail)
 
 
 def test_goodbye__ends_the_connection_on_both_sides(meeting: Meeting) -> None:

@@ -19,13 +19,19 @@ constexpr size_t kRecentSignaturesMax = 256;
 
 Engine::Engine(transport::EndpointConfig config) : endpoint_(std::move(config), *this) {}
 
-void Engine::add_group(const std::shared_ptr<Group>& group) {
-  SF_CHECK(!groups_.contains(group->wire_id));
+base::Status Engine::add_group(const std::shared_ptr<Group>& group) {
+  if (groups_.contains(group->wire_id) || closed_groups_.contains(group->wire_id)) {
+    return Error{ErrorCode::kConfig,
+                 "process group '" + group->name +
+                     "' cannot be made: this process has, or had, another group with its id. "
+                     "Whoever makes groups must give each an identity of its own"};
+  }
   GroupState& state = groups_[group->wire_id];
   state.group = group;
   for (uint32_t i = 0; i < group->size(); ++i) state.members[group->ranks[i]] = i;
   // Messages may have come before the group was known, and from whomever.
   point_to_point_.drop_strangers(group->wire_id, group->ranks);
+  return base::ok_status();
 }
 
 void Engine::remove_group(const Group& group, Instant now, const std::optional<Error>& reason) {

@@ -31,7 +31,8 @@ class Engine final : private transport::ReceiveMatcher {
   explicit Engine(transport::EndpointConfig config);
 
   // --- Input ---
-  void add_group(const std::shared_ptr<Group>& group);
+  // An error when this engine has, or had, another group with this id.
+  base::Status add_group(const std::shared_ptr<Group>& group);
   // Fails what runs in the group and forgets it. Members are told when `reason` is given.
   void remove_group(const Group& group, base::Instant now,
                     const std::optional<base::Error>& reason);
@@ -116,6 +117,7 @@ class Engine final : private transport::ReceiveMatcher {
                        const wire::Signature& theirs);
   base::Error disagreement(const Group& group, uint64_t sequence, const wire::Signature& ours,
                            base::Rank peer, const wire::Signature& theirs) const;
+  base::Error other_group(const Group& group, base::Rank peer) const;
   void on_abort(const transport::GroupAborted& aborted);
   void on_peer_lost(base::Rank peer, const base::Error& error);
   bool is_deserted_by(const Operation& operation, base::Rank peer) const;
@@ -127,8 +129,8 @@ class Engine final : private transport::ReceiveMatcher {
   void inquire(Operation& operation);
   std::vector<uint32_t> silent_peers(const Operation& operation) const;
   void on_status(base::Rank peer, const wire::StatusFrame& status);
-  void answer_status(base::Rank peer, const wire::StatusFrame& question,
-                     const wire::Signature& signature);
+  void note_progress(Operation& operation, uint32_t member, const wire::StatusFrame& status);
+  void answer_status(base::Rank peer, const wire::StatusFrame& question, const GroupState& state);
   base::Error timeout_error(const Operation& operation) const;
   void fail(Operation& operation, const base::Error& error);
   void break_group(Group& group, const base::Error& error, const std::optional<base::Error>& told);

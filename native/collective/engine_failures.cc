@@ -30,6 +30,7 @@ std::string in_seconds(Duration duration) {
 void tell_members(transport::Endpoint& endpoint, const Group& group, const Error& reason) {
   wire::AbortFrame abort;
   abort.group = group.wire_id;
+  abort.group_tail = group.tail;
   abort.code = static_cast<uint8_t>(reason.code);
   abort.reason = reason.message.substr(0, wire::AbortFrame::kReasonBytesMax);
   for (const Rank rank : group.ranks) {
@@ -51,11 +52,25 @@ Error Engine::disagreement(const Group& group, uint64_t sequence, const wire::Si
                    "shapes and types"};
 }
 
+// A member's message has our group's id and is of another group: somebody has made two identities
+// meet in 8 bytes, which no program does by chance.
+Error Engine::other_group(const Group& group, Rank peer) const {
+  return Error{ErrorCode::kMismatch,
+               "ranks disagree about which group this is: what rank " + std::to_string(peer.value) +
+                   " sends has the id of process group '" + group.name + "' of rank " +
+                   std::to_string(endpoint_.config().rank.value) +
+                   " and is of another group. Somebody has changed what ranks read in the store; "
+                   "start the job anew with a store that nobody else can write to"};
+}
+
 void Engine::on_mismatch(const transport::MessageMismatch& mismatch) {
   const auto at = tokens_.find(mismatch.token);
   if (at == tokens_.end()) return;
   Operation& operation = *at->second.operation;
   const uint64_t expected = operation.request().schedule.steps[at->second.step].target.length;
+  if (mismatch.signature->group_tail != operation.group().tail) {
+    return fail(operation, other_group(operation.group(), mismatch.peer));
+  }
   const bool same_signature = mismatch.signature == operation.signature();
   if (!operation.is_point_to_point() && !same_signature) {
     fail(operation, disagreement(operation.group(), operation.sequence, operation.signature(),
@@ -75,6 +90,10 @@ void Engine::check_signature(uint64_t group, uint64_t sequence, Rank peer,
   const auto at = groups_.find(group);
   if (at == groups_.end() || at->second.group->broken) return;
   if (!at->second.members.contains(peer)) return;  // a stranger cannot disagree
+  if (theirs.group_tail != at->second.group->tail) {
+    const Error error = other_group(*at->second.group, peer);
+    return break_group(*at->second.group, error, error);
+  }
   const auto ours = at->second.recent.find(sequence);
   if (ours == at->second.recent.end() || ours->second == theirs) return;
   const Error error = disagreement(*at->second.group, sequence, ours->second, peer, theirs);
@@ -90,6 +109,10 @@ void Engine::on_abort(const transport::GroupAborted& aborted) {
   if (at == groups_.end() || !at->second.members.contains(aborted.peer)) return;
   Group& group = *at->second.group;
   if (group.broken) return;
+  if (aborted.group_tail != group.tail) {
+    const Error error = other_group(group, aborted.peer);
+    return break_group(group, error, error);
+  }
   const Error error{aborted.error.code, "rank " + std::to_string(aborted.peer.value) +
                                             " gave up process group '" + group.name +
                                             "': " + aborted.error.message};
@@ -201,38 +224,52 @@ void Engine::on_status(Rank peer, const wire::StatusFrame& status) {
   const auto at = groups_.find(status.group);
   if (at == groups_.end()) {
     if (status.wants_answer && !closed_groups_.contains(status.group)) {
-      answer_status(peer, status, wire::Signature{});
+      wire::StatusFrame answer;
+      answer.group = status.group;
+      answer.operation = status.operation;
+      answer.is_unknown_group = true;
+      endpoint_.post_status(peer, answer);
     }
     return;
   }
   GroupState& state = at->second;
   const auto member = state.members.find(peer);
   if (member == state.members.end()) return;
-  const bool has_started = status.signature.kind != 0;
   if (Operation* operation = find_active(status.group, status.operation)) {
-    if (has_started) {
-      operation->not_started.erase(member->second);
-    } else {
-      operation->not_started.insert(member->second);
-    }
+    note_progress(*operation, member->second, status);
   }
-  if (status.wants_answer) {
-    const auto ours = state.recent.find(status.operation);
-    if (ours != state.recent.end()) {
-      answer_status(peer, status, ours->second);
-    } else if (status.operation >= state.next_sequence) {
-      answer_status(peer, status, wire::Signature{});
-    }  // else it is too long ago to remember: silence is better than a wrong answer
-  }
-  if (has_started) check_signature(status.group, status.operation, peer, status.signature);
+  if (status.is_unknown_group) return;
+  if (status.wants_answer) answer_status(peer, status, state);
+  const bool is_same_group = status.signature.group_tail == state.group->tail;
+  if (status.signature.kind == 0 && is_same_group) return;  // not started: nothing to compare
+  check_signature(status.group, status.operation, peer, status.signature);
 }
 
-void Engine::answer_status(Rank peer, const wire::StatusFrame& question,
-                           const wire::Signature& signature) {
+// What a member has said of an operation that runs here.
+void Engine::note_progress(Operation& operation, uint32_t member, const wire::StatusFrame& status) {
+  const auto note = [member](std::set<uint32_t>& members, bool is_so) {
+    if (is_so) {
+      members.insert(member);
+    } else {
+      members.erase(member);
+    }
+  };
+  note(operation.unknown_to, status.is_unknown_group);
+  note(operation.not_started, status.signature.kind == 0);
+}
+
+void Engine::answer_status(Rank peer, const wire::StatusFrame& question, const GroupState& state) {
   wire::StatusFrame answer;
   answer.group = question.group;
   answer.operation = question.operation;
-  answer.signature = signature;
+  const auto ours = state.recent.find(question.operation);
+  if (ours != state.recent.end()) {
+    answer.signature = ours->second;
+  } else if (question.operation >= state.next_sequence) {
+    answer.signature.group_tail = state.group->tail;
+  } else {
+    return;  // too long ago to remember: silence is better than a wrong answer
+  }
   endpoint_.post_status(peer, answer);
 }
 
@@ -245,7 +282,11 @@ Error Engine::timeout_error(const Operation& operation) const {
     const Rank rank = operation.group().ranks[peer];
     text += separator + endpoint_.describe_peer(rank);
     separator = ", ";
-    if (operation.not_started.contains(peer)) {
+    if (operation.unknown_to.contains(peer)) {
+      text +=
+          " which knows no such group: it has not made it yet, or ranks disagree about its members "
+          "or about the order in which they make groups";
+    } else if (operation.not_started.contains(peer)) {
       text += " which has not started this operation";
     } else if (const auto heard = endpoint_.last_heard_at(rank)) {
       text += " last heard " + in_seconds(now_ - *heard) + " ago";

@@ -118,6 +118,10 @@ Match Engine::match(Rank peer, uint64_t message_id, const wire::MessageKey& key,
   const bool is_known = group != groups_.end();
   if (is_known && group->second.group->broken) return {Match::Verdict::kDiscard, {}};
   if (is_known && !group->second.members.contains(peer)) return {Match::Verdict::kDiscard, {}};
+  if (is_known && signature != nullptr && signature->group_tail != group->second.group->tail) {
+    claims_.push_back({key.group, key.operation, peer, *signature});
+    return {Match::Verdict::kDiscard, {}};
+  }
 
   HeldMessage message{peer, message_id, length, std::nullopt};
   if (signature != nullptr) message.signature = *signature;

@@ -15,6 +15,7 @@ namespace securefabric::collective {
 
 struct Group {
   uint64_t wire_id = 0;           // names the group in frames; equal on all members
+  wire::GroupTail tail{};         // tells groups apart that have one id; likewise
   uint32_t engine = 0;            // of this rank's, in which this object lives
   std::string name;               // for messages
   uint32_t rank = 0;              // of this process inside the group

@@ -13,6 +13,7 @@ Operation::Operation(OperationRequest request) : request_(std::move(request)) {
   signature_.reduce_op = static_cast<uint8_t>(request_.reduce_op);
   signature_.root = request_.root;
   signature_.count = request_.count;
+  if (request_.group) signature_.group_tail = request_.group->tail;
   // The two ends of a message must agree, and a send is matched by a receive.
   if (request_.kind == OperationKind::kReceive) {
     signature_.kind = static_cast<uint8_t>(OperationKind::kSend);

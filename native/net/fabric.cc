@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <set>
 
 #include "base/check.h"
 #include "crypto/kdf.h"
@@ -29,6 +30,7 @@ constexpr size_t kIpv6Overhead = 48;
 constexpr Duration kResolveIntervalMin = Duration::millis(20);
 constexpr Duration kResolveIntervalMax = Duration::millis(500);
 constexpr Duration kDrainLimit = Duration::seconds(5);
+const std::string kDigestLabel("sf1 group\0", 10);
 
 struct LocalAddress {
   base::SocketAddress address;  // port 0
@@ -173,6 +175,7 @@ Result<std::shared_ptr<Fabric>> Fabric::make(const FabricConfig& config, crypto:
 
   std::shared_ptr<Fabric> fabric(new Fabric(), &Fabric::destroy);
   fabric->rank_ = config.rank;
+  fabric->world_size_ = config.world_size;
   fabric->suite_ = suite;
   fabric->boot_id_ = boot_id.value();
   fabric->join_timeout_ = config.join_timeout;
@@ -275,34 +278,73 @@ Status Fabric::set_entry(base::Bytes entry) {
   return base::ok_status();
 }
 
-Result<Fabric::Groups> Fabric::add_group(const std::string& group_key, const std::string& name,
+// Who is in a group may have come from a store that nobody vouches for.
+Status Fabric::check_members(const std::string& name, uint32_t rank,
+                             const std::vector<Rank>& ranks) const {
+  const auto refusal = [&name](const std::string& why) {
+    return Error{ErrorCode::kConfig, "process group '" + name + "' cannot be made: " + why};
+  };
+  if (rank >= ranks.size() || ranks[rank] != rank_) {
+    return refusal("rank " + std::to_string(rank) + " of its " + std::to_string(ranks.size()) +
+                   " members is not this rank of the job, rank " + std::to_string(rank_.value));
+  }
+  std::set<Rank> seen;
+  for (const Rank member : ranks) {
+    const std::string named = "its member rank " + std::to_string(member.value);
+    if (member.value >= world_size_) {
+      return refusal(named + " is outside of a job of " + std::to_string(world_size_) + " ranks");
+    }
+    if (!seen.insert(member).second) return refusal(named + " comes twice");
+  }
+  return base::ok_status();
+}
+
+// Of a group that is about to be made. Only while holding no engine: the first one's lock guards
+// the numbers, for a forked child may not wait for any other.
+Result<crypto::Hash> Fabric::digest_of_next(const std::string& identity) {
+  uint64_t number = 0;
+  const Status status = drivers_.front()->run([&](collective::Engine&, Instant) {
+    number = made_[crypto::sha256({base::as_bytes(identity)})]++;
+  });
+  if (!status) return status.error();
+  std::array<uint8_t, 8> bytes;
+  base::ByteWriter(bytes).u64(number);
+  return crypto::sha256({base::as_bytes(kDigestLabel), bytes, base::as_bytes(identity)});
+}
+
+Result<Fabric::Groups> Fabric::add_group(const std::string& identity, const std::string& name,
                                          uint32_t rank, const std::vector<Rank>& ranks,
                                          bool eager_connect) {
-  // The key is unguessable and never repeats, so 64 bits of its digest tell all groups apart.
-  const crypto::Hash digest = crypto::sha256({base::as_bytes(group_key)});
-  const uint64_t wire_id = base::ByteReader(digest).u64();
-  // In a forked child the mutex may be held for ever.
-  if (!crypto::forked_child()) {
+  if (const Status status = check_members(name, rank, ranks); !status) return status.error();
+  const auto digest = digest_of_next(identity);
+  if (!digest) return digest.error();
+  collective::Group described;
+  base::ByteReader reader(digest.value());
+  described.wire_id = reader.u64();
+  std::ranges::copy(reader.rest(), described.tail.begin());
+  described.name = name;
+  described.rank = rank;
+  described.ranks = ranks;
+  Groups groups;
+  for (uint32_t number = 0; number < drivers_.size(); ++number) {
+    auto group = std::make_shared<collective::Group>(described);
+    group->engine = number;
+    Status added = base::ok_status();
+    const Status status = drivers_[number]->run(
+        [&](collective::Engine& engine, Instant) { added = engine.add_group(group); });
+    // All engines have the same groups, so only the first one can refuse.
+    if (!status || !added) return status ? added.error() : status.error();
+    groups.push_back(std::move(group));
+  }
+  // In a forked child, where no engine runs, the mutex may be held for ever.
+  {
     const std::lock_guard<std::mutex> lock(mutex_);
-    groups_[wire_id] = {group_key, ranks};
+    groups_[described.wire_id] = {identity, ranks};
     // Members may have been looked for in vain, because no group of theirs was known.
     for (const Rank member : ranks) {
       if (const auto at = wanted_.find(member); at != wanted_.end()) at->second.next_at = now();
     }
     wake_.notify_one();
-  }
-  Groups groups;
-  for (uint32_t number = 0; number < drivers_.size(); ++number) {
-    auto group = std::make_shared<collective::Group>();
-    group->wire_id = wire_id;
-    group->engine = number;
-    group->name = name;
-    group->rank = rank;
-    group->ranks = ranks;
-    const Status status = drivers_[number]->run(
-        [&group](collective::Engine& engine, Instant) { engine.add_group(group); });
-    if (!status) return status.error();
-    groups.push_back(std::move(group));
   }
   if (groups.size() > 1) spread_breaks(groups);
   if (!eager_connect) return groups;

@@ -27,6 +27,7 @@
 #include "base/result.h"
 #include "collective/tuning.h"
 #include "crypto/aead.h"
+#include "crypto/kdf.h"
 #include "crypto/secret.h"
 #include "net/driver.h"
 
@@ -112,9 +113,10 @@ class Fabric {
   // The entry as published: link keys are bound to it. Before the first group is added.
   base::Status set_entry(base::Bytes entry);
 
-  // A group joins the fabric. `group_key` is equal on all members and never used twice; with
-  // `eager_connect` all members are linked now.
-  base::Result<Groups> add_group(const std::string& group_key, const std::string& name,
+  // A group joins the fabric. `identity` is equal on all members (PROTOCOL.md §7.1); groups with
+  // one identity are numbered, so all members make these in the same order. `rank` is this rank's
+  // place among `ranks`. With `eager_connect` all members are linked now.
+  base::Result<Groups> add_group(const std::string& identity, const std::string& name,
                                  uint32_t rank, const std::vector<base::Rank>& ranks,
                                  bool eager_connect);
   // Fails what runs in the group. With a reason, the members are told.
@@ -166,6 +168,9 @@ class Fabric {
   // While holding no engine: the same for what broke in some before all knew the group.
   void spread_breaks(const Groups& groups);
   void add_stats(Driver& driver, FabricStats& stats) const;
+  base::Result<crypto::Hash> digest_of_next(const std::string& identity);
+  base::Status check_members(const std::string& name, uint32_t rank,
+                             const std::vector<base::Rank>& ranks) const;
 
   void resolver_loop();
   // The next rank that is due, if there is one; `next_at` is then, or when the next one will be.
@@ -177,6 +182,7 @@ class Fabric {
   void want(base::Rank rank);
 
   base::Rank rank_;
+  uint32_t world_size_ = 1;
   crypto::Suite suite_ = crypto::Suite::kAes256Gcm;
   base::BootId boot_id_{};
   size_t datagram_bytes_max_ = 0;
@@ -187,6 +193,7 @@ class Fabric {
   Resolve resolve_;                               // resolver thread only; gone with it
   std::vector<EngineEntry> entries_;              // by engine
   std::vector<std::unique_ptr<Driver>> drivers_;  // by engine; complete before the first group
+  std::map<crypto::Hash, uint64_t> made_;   // groups made so far, by the hash of their identity
   std::mutex mutex_;                        // guards what follows; never held while calling out
   std::condition_variable wake_;            // the resolver thread has something to do
   std::map<base::Rank, Wanted> wanted_;     // ranks to resolve

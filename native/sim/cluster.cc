@@ -142,10 +142,11 @@ std::vector<std::shared_ptr<Group>> Cluster::make_group(const std::string& name,
   for (uint32_t i = 0; i < ranks.size(); ++i) {
     auto group = std::make_shared<Group>();
     group->wire_id = wire_id;
+    group->tail.fill(static_cast<uint8_t>(wire_id));
     group->name = name;
     group->rank = i;
     for (const uint32_t rank : ranks) group->ranks.push_back(Rank{rank});
-    nodes_.at(ranks[i]).engine->add_group(group);
+    SF_CHECK(nodes_.at(ranks[i]).engine->add_group(group).ok());
     groups.push_back(std::move(group));
   }
   return groups;

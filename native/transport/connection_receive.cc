@@ -294,7 +294,8 @@ void Connection::on_echo(SendingPath& path, base::Duration round_trip, Instant n
 void Connection::handle(const wire::AbortFrame& frame) {
   const bool is_known = frame.code <= static_cast<uint8_t>(ErrorCode::kSystem);
   const ErrorCode code = is_known ? static_cast<ErrorCode>(frame.code) : ErrorCode::kAborted;
-  shared_.events.push_back(GroupAborted{peer_, frame.group, Error{code, frame.reason}});
+  shared_.events.push_back(
+      GroupAborted{peer_, frame.group, frame.group_tail, Error{code, frame.reason}});
 }
 
 // Who leaves in good order has what it asked for, though its last acks may be lost; and what it has

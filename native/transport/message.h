@@ -115,8 +115,9 @@ struct PeerLeft {
 };
 struct GroupAborted {
   base::Rank peer;
-  uint64_t group = 0;
-  base::Error error;  // the peer's reason
+  uint64_t group = 0;            // wire id
+  wire::GroupTail group_tail{};  // the rest of the digest
+  base::Error error;             // the peer's reason
 };
 struct StatusReceived {
   base::Rank peer;

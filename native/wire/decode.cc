@@ -7,7 +7,14 @@
 namespace securefabric::wire {
 namespace {
 
-// Reads a signature; false when the reserved byte is set.
+// Leaves zeros where the packet ends too early: the reader remembers that.
+template <size_t kSize>
+void read_array(base::ByteReader& reader, std::array<uint8_t, kSize>& out) {
+  const base::Bytes bytes = reader.take(kSize);
+  std::copy(bytes.begin(), bytes.end(), out.begin());
+}
+
+// Reads a signature; false when a reserved byte is set.
 bool read_signature(base::ByteReader& reader, Signature& out) {
   out.kind = reader.u8();
   out.data_type = reader.u8();
@@ -15,7 +22,8 @@ bool read_signature(base::ByteReader& reader, Signature& out) {
   const uint8_t reserved = reader.u8();
   out.root = reader.u32();
   out.count = reader.u64();
-  return reserved == 0;
+  read_array(reader, out.group_tail);
+  return reserved == 0 && reader.u64() == 0;
 }
 
 }  // namespace
@@ -112,11 +120,13 @@ std::optional<Frame> FrameDecoder::grant() {
 std::optional<Frame> FrameDecoder::status() {
   StatusFrame frame;
   const uint8_t flags = reader_.u8();
-  if ((flags & ~kStatusWantsAnswer) != 0) return malformed();
-  frame.wants_answer = flags != 0;
+  if (flags > kStatusUnknownGroup) return malformed();
+  frame.wants_answer = flags == kStatusWantsAnswer;
+  frame.is_unknown_group = flags == kStatusUnknownGroup;
   frame.group = reader_.u64();
   frame.operation = reader_.u64();
   if (!read_signature(reader_, frame.signature)) return malformed();
+  if (frame.is_unknown_group && frame.signature != Signature{}) return malformed();
   return if_complete(frame);
 }
 
@@ -125,6 +135,7 @@ std::optional<Frame> FrameDecoder::abort() {
   frame.code = reader_.u8();
   const uint16_t reason_bytes = reader_.u16();
   frame.group = reader_.u64();
+  read_array(reader_, frame.group_tail);
   if (reason_bytes > AbortFrame::kReasonBytesMax) return malformed();
   frame.reason = base::to_text(reader_.take(reason_bytes));
   // The text ends up on a terminal: nothing but printable ASCII survives.
@@ -137,10 +148,9 @@ std::optional<Frame> FrameDecoder::abort() {
 std::optional<Frame> FrameDecoder::epoch() {
   EpochFrame frame;
   frame.epoch = reader_.u32();
-  const base::Bytes key = reader_.take(frame.public_key.size());
-  if (!reader_.ok() || frame.epoch == 0) return malformed();
-  std::copy(key.begin(), key.end(), frame.public_key.begin());
-  return frame;
+  read_array(reader_, frame.public_key);
+  if (frame.epoch == 0) return malformed();
+  return if_complete(frame);
 }
 
 }  // namespace securefabric::wire

@@ -11,6 +11,8 @@ inline constexpr uint8_t kDataIsEager = 0x04;
 inline constexpr uint8_t kDataPointToPoint = 0x08;
 inline constexpr uint8_t kDataFlags = 0x0F;
 
+// One at most.
 inline constexpr uint8_t kStatusWantsAnswer = 0x01;
+inline constexpr uint8_t kStatusUnknownGroup = 0x02;
 
 }  // namespace securefabric::wire

@@ -28,6 +28,14 @@ void signature(const Signature& value, base::ByteWriter& out) {
   out.u8(0);
   out.u32(value.root);
   out.u64(value.count);
+  out.bytes(value.group_tail);
+  out.u64(0);
+}
+
+uint8_t status_flags(const StatusFrame& frame) {
+  SF_CHECK(!frame.wants_answer || !frame.is_unknown_group);
+  if (frame.wants_answer) return kStatusWantsAnswer;
+  return frame.is_unknown_group ? kStatusUnknownGroup : 0;
 }
 
 }  // namespace
@@ -103,7 +111,7 @@ void encode(const PingFrame& frame, base::ByteWriter& out) {
 void encode(const StatusFrame& frame, base::ByteWriter& out) {
   const SizeCheck check(out, encoded_bytes(frame));
   type(FrameType::kStatus, out);
-  out.u8(frame.wants_answer ? kStatusWantsAnswer : 0);
+  out.u8(status_flags(frame));
   out.u64(frame.group);
   out.u64(frame.operation);
   signature(frame.signature, out);
@@ -116,6 +124,7 @@ void encode(const AbortFrame& frame, base::ByteWriter& out) {
   out.u8(frame.code);
   out.u16(static_cast<uint16_t>(frame.reason.size()));
   out.u64(frame.group);
+  out.bytes(frame.group_tail);
   out.bytes(base::as_bytes(frame.reason));
 }
 

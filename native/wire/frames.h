@@ -46,17 +46,24 @@ struct MessageKey {
   auto operator<=>(const MessageKey&) const = default;
 };
 
-// What a rank believes the operation to be. Both ends compare; a difference is an error that names
-// both sides. The values are those of collective/types.h, which this room does not know.
+// Bytes 8 to 31 of the digest of a group's identity. The first 8 are its wire id: those who share
+// an id by chance or by somebody's work do not share these.
+using GroupTail = std::array<uint8_t, 24>;
+
+// What a rank believes the operation to be, and in which group. Both ends compare; a difference is
+// an error that names both sides. The values are those of collective/types.h, which this room does
+// not know.
 struct Signature {
-  uint8_t kind = 0;       // OperationKind
-  uint8_t data_type = 0;  // DataType
-  uint8_t reduce_op = 0;  // ReduceOp
-  uint32_t root = 0;      // group rank of the root, 0 where there is none
-  uint64_t count = 0;     // elements of the whole operation
+  uint8_t kind = 0;        // OperationKind
+  uint8_t data_type = 0;   // DataType
+  uint8_t reduce_op = 0;   // ReduceOp
+  uint32_t root = 0;       // group rank of the root, 0 where there is none
+  uint64_t count = 0;      // elements of the whole operation
+  GroupTail group_tail{};  // of the group that the operation runs in
   bool operator==(const Signature&) const = default;
 };
-inline constexpr size_t kSignatureBytes = 16;
+// With 8 zeros at the end, so that what follows stays aligned to the cipher's blocks.
+inline constexpr size_t kSignatureBytes = 48;
 
 // One fragment. `bytes` points into the packet and is valid only while that is.
 struct DataFrame {
@@ -111,20 +118,23 @@ struct PingFrame {};
 inline constexpr size_t kPingFrameBytes = 1;
 
 struct StatusFrame {
-  uint64_t group = 0;         // wire id
-  uint64_t operation = 0;     // newest operation this rank has started, or the one asked about
-  Signature signature;        // of that operation; all zero when it has not been started
-  bool wants_answer = false;  // the peer should send its own status for the same operation
+  uint64_t group = 0;      // wire id
+  uint64_t operation = 0;  // newest operation this rank has started, or the one asked about
+  // Of that operation. When it has not been started, only the group is there.
+  Signature signature;
+  bool wants_answer = false;      // the peer should send its own status for the same operation
+  bool is_unknown_group = false;  // an answer: this rank knows no such group; nothing else is said
 };
-inline constexpr size_t kStatusFrameBytes = 34;
+inline constexpr size_t kStatusFrameBytes = 18 + kSignatureBytes;
 
 struct AbortFrame {
   static constexpr size_t kReasonBytesMax = 512;
-  uint64_t group = 0;  // wire id
-  uint8_t code = 0;    // base::ErrorCode of the cause
-  std::string reason;  // for people; printable, cut at kReasonBytesMax
+  uint64_t group = 0;      // wire id
+  uint8_t code = 0;        // base::ErrorCode of the cause
+  std::string reason;      // for people; printable, cut at kReasonBytesMax
+  GroupTail group_tail{};  // the rest of the group's digest
 };
-inline constexpr size_t kAbortFrameBytes = 12;  // without the reason
+inline constexpr size_t kAbortFrameBytes = 36;  // without the reason
 
 struct GoodbyeFrame {};
 inline constexpr size_t kGoodbyeFrameBytes = 1;

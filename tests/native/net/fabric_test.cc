@@ -331,6 +331,44 @@ TEST(Fabric, destroy__by_the_callback_that_holds_the_last_reference) {
   }
 }
 
+// Who is in a group may come from a store or from a program.
+TEST(Fabric, add_group__members_that_cannot_be_are_refused) {
+  FabricJob job(2);
+  job.make_all();
+  Fabric& fabric = *job.fabric(0);
+  const std::vector<std::pair<uint32_t, std::vector<Rank>>> wrong = {
+      {0, {}},                           // nobody
+      {1, {Rank{0}}},                    // a place beyond the last
+      {0, {Rank{1}, Rank{0}}},           // another one's place
+      {0, {Rank{0}, Rank{2}}},           // outside of the job
+      {0, {Rank{0}, Rank{UINT32_MAX}}},  // likewise
+      {0, {Rank{0}, Rank{1}, Rank{1}}},  // one twice
+  };
+  for (const auto& [rank, ranks] : wrong) {
+    const auto group = fabric.add_group("wrong", "wrong", rank, ranks, true);
+    ASSERT_FALSE(group);
+    EXPECT_EQ(group.error().code, ErrorCode::kConfig) << group.error().message;
+  }
+  job.expect_works();
+}
+
+TEST(Fabric, add_group__groups_with_one_identity_are_numbered) {
+  FabricJob job(2, /*engines=*/2);
+  job.make_all();
+  std::set<std::pair<uint64_t, wire::GroupTail>> seen;
+  for (int i = 0; i < 3; ++i) {
+    const std::vector<Fabric::Groups> groups = {job.add_group(0, "other"),
+                                                job.add_group(1, "other")};
+    for (const auto& group : {groups[0][0], groups[0][1], groups[1][0], groups[1][1]}) {
+      EXPECT_EQ(group->wire_id, groups[0][0]->wire_id);
+      EXPECT_EQ(group->tail, groups[0][0]->tail);
+    }
+    EXPECT_TRUE(seen.emplace(groups[0][0]->wire_id, groups[0][0]->tail).second);
+    if (i == 1) job.fabric(0)->remove_group(groups[0], std::nullopt);
+  }
+  job.expect_works();
+}
+
 TEST(Fabric, fork__the_child_refuses_and_leaves_everything_as_it_is) {
   FabricJob job(2);
   job.make_all();

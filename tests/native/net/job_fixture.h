@@ -266,7 +266,7 @@ class DriverJob {
   std::shared_ptr<Group> add_group(uint32_t rank, uint64_t wire_id) {
     auto group = make_group(rank, size_, wire_id);
     EXPECT_TRUE(driver(rank).run(
-        [&](collective::Engine& engine, base::Instant) { engine.add_group(group); }));
+        [&](collective::Engine& engine, base::Instant) { EXPECT_TRUE(engine.add_group(group)); }));
     return group;
   }
 

@@ -22,7 +22,7 @@ struct PortRank {
     engine.emplace(std::move(config));
     port.emplace(std::move(sockets));
     world = make_group(rank, 2, 1);
-    engine->add_group(world);
+    EXPECT_TRUE(engine->add_group(world));
   }
 
   // What the driver does in a turn.

@@ -178,10 +178,11 @@ TEST(Messages, stranger_to_the_group_is_not_heard) {
     fleet.expect_works(call_of(collective::OperationKind::kAllToAll, 10));
     auto forged = std::make_shared<collective::Group>();
     forged->wire_id = 2;  // the next that make_group takes
+    forged->tail.fill(2);
     forged->name = "forged";
     forged->rank = 1;
     forged->ranks = {base::Rank{0}, base::Rank{2}};
-    fleet.cluster.engine(2).add_group(forged);
+    ASSERT_TRUE(fleet.cluster.engine(2).add_group(forged));
     Bytes wrong(8, 66);
     Bytes right(8, 11);
     Bytes received(8);
@@ -194,6 +195,7 @@ TEST(Messages, stranger_to_the_group_is_not_heard) {
     if (is_early) send_forged();
     const auto group = fleet.cluster.make_group("pair", {0, 1});
     ASSERT_EQ(group[0]->wire_id, forged->wire_id);
+    ASSERT_EQ(group[0]->tail, forged->tail);
     const auto receive = make_receive(group[0], kAnySource, 4, received);
     fleet.cluster.start(0, receive);
     if (!is_early) send_forged();

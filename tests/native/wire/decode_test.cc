@@ -145,6 +145,9 @@ TEST(FrameDecoder, data__signature_only_and_always_at_offset_0) {
 TEST(FrameDecoder, data__signature_with_reserved_byte) {
   const DataFrame first = data_of(samples()[0].frame);
   EXPECT_TRUE(is_malformed(data_with(first, kDataFrameBytes + 3, 1, 1)));
+  for (size_t at = kSignatureBytes - 8; at < kSignatureBytes; ++at) {
+    EXPECT_TRUE(is_malformed(data_with(first, kDataFrameBytes + at, 1, 1))) << at;
+  }
 }
 
 TEST(FrameDecoder, data__empty_fragment_in_the_middle) {
@@ -168,12 +171,21 @@ TEST(FrameDecoder, grant__unknown_channel) {
 }
 
 TEST(FrameDecoder, status__unknown_flag_or_reserved_byte) {
+  for (int flags = 3; flags < 256; ++flags) {
+    ByteVector bytes = encoded(StatusFrame{});
+    bytes[1] = static_cast<uint8_t>(flags);
+    EXPECT_TRUE(is_malformed(bytes)) << flags;
+  }
   ByteVector bytes = encoded(StatusFrame{});
-  bytes[1] = 2;
-  EXPECT_TRUE(is_malformed(bytes));
-  bytes = encoded(StatusFrame{});
   bytes[1 + 1 + 8 + 8 + 3] = 1;
   EXPECT_TRUE(is_malformed(bytes));
+}
+
+TEST(FrameDecoder, status__who_knows_no_such_group_says_nothing_else) {
+  StatusFrame frame{1, 2, {}, false, true};
+  EXPECT_FALSE(is_malformed(encoded(frame)));
+  frame.signature = kSampleSignature;
+  EXPECT_TRUE(is_malformed(encoded(frame)));
 }
 
 TEST(FrameDecoder, abort__reason_too_long) {

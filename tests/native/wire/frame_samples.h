@@ -61,7 +61,13 @@ struct Sample {
   const char* golden;  // its bytes on the wire
 };
 
-inline const Signature kSampleSignature{1, 2, 3, 0x0A0B0C0D, 0x1112131415161718u};
+inline GroupTail sample_tail() {
+  GroupTail tail;
+  for (size_t i = 0; i < tail.size(); ++i) tail[i] = static_cast<uint8_t>(0xA0 + i);
+  return tail;
+}
+
+inline const Signature kSampleSignature{1, 2, 3, 0x0A0B0C0D, 0x1112131415161718u, sample_tail()};
 
 inline std::vector<Sample> samples() {
   const MessageKey key{Channel::kCollective, 0x2122232425262728u, 0x3132333435363738u, 0x41424344};
@@ -73,13 +79,16 @@ inline std::vector<Sample> samples() {
   return {
       {"data_first", first,
        "010500034142434400000000000000052122232425262728313233343536373800000000000000640000000000"
-       "000000010203000a0b0c0d1112131415161718010203"},
+       "000000010203000a0b0c0d1112131415161718"
+       "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b70000000000000000"
+       "010203"},
       {"data_later", later,
        "010a00044142434400000000000000062122232425262728313233343536373800000000000000640000000000"
        "00006001020304"},
       {"data_request", request,
        "010900004142434400000000000000072122232425262728313233343536373800000000001000000000000000"
-       "000000010203000a0b0c0d1112131415161718"},
+       "000000010203000a0b0c0d1112131415161718"
+       "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b70000000000000000"},
       {"ack", AckFrame{base::PathId{0x0102}, 0x0304, 0x05060708, 9, sample_bytes().first(2)},
        "020201020000000000000304050607080000000901"
        "02"},
@@ -92,10 +101,16 @@ inline std::vector<Sample> samples() {
       {"confirm_echo", ConfirmEchoFrame{0x0102030405060708u}, "060102030405060708"},
       {"ping", PingFrame{}, "07"},
       {"status", StatusFrame{0x0102, 0x0304, kSampleSignature, true},
-       "080100000000000001020000000000000304010203000a0b0c0d1112131415161718"},
-      {"abort", AbortFrame{0x0102, 4, "why"},
-       "0904000300000000000001027768"
-       "79"},
+       "080100000000000001020000000000000304010203000a0b0c0d1112131415161718"
+       "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b70000000000000000"},
+      {"status_unknown_group", StatusFrame{0x0102, 0x0304, {}, false, true},
+       "080200000000000001020000000000000304"
+       "000000000000000000000000000000000000000000000000"
+       "000000000000000000000000000000000000000000000000"},
+      {"abort", AbortFrame{0x0102, 4, "why", sample_tail()},
+       "090400030000000000000102"
+       "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7"
+       "776879"},
       {"goodbye", GoodbyeFrame{}, "0a"},
       {"epoch", sample_epoch(),
        "0b000000030001020304050607"
@@ -108,9 +123,22 @@ inline MessageKey random_key(base::Random& random) {
           random.next(), static_cast<uint32_t>(random.next())};
 }
 
+inline GroupTail random_tail(base::Random& random) {
+  GroupTail tail;
+  random.fill(tail);
+  return tail;
+}
+
 inline Signature random_signature(base::Random& random) {
   const auto byte = [&random] { return static_cast<uint8_t>(random.next()); };
-  return {byte(), byte(), byte(), static_cast<uint32_t>(random.next()), random.next()};
+  return {byte(),        byte(),
+          byte(),        static_cast<uint32_t>(random.next()),
+          random.next(), random_tail(random)};
+}
+
+inline StatusFrame random_status(base::Random& random) {
+  if (random.chance(0.2)) return {random.next(), random.next(), {}, false, true};
+  return {random.next(), random.next(), random_signature(random), random.chance(0.5)};
 }
 
 inline DataFrame random_data(base::Random& random) {
@@ -139,12 +167,11 @@ inline Frame random_frame(base::Random& random) {
     case 4: return ConfirmFrame{random.next()};
     case 5: return ConfirmEchoFrame{random.next()};
     case 6: return PingFrame{};
-    case 7:
-      return StatusFrame{random.next(), random.next(), random_signature(random),
-                         random.chance(0.5)};
+    case 7: return random_status(random);
     case 8:
       return AbortFrame{random.next(), static_cast<uint8_t>(random.next()),
-                        std::string(random.below(AbortFrame::kReasonBytesMax + 1), 'x')};
+                        std::string(random.below(AbortFrame::kReasonBytesMax + 1), 'x'),
+                        random_tail(random)};
     case 9: {
       EpochFrame frame = sample_epoch();
       frame.epoch = 1 + static_cast<uint32_t>(random.below(UINT32_MAX));
