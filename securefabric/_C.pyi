@@ -80,10 +80,13 @@ class Backend(_C10dBackend):
         group_rank: int,
         group_size: int,
         group_name: str,
-        group_key: str,
+        identity: str,
         global_ranks: list[int],
         options: Options,
-    ) -> None: ...
+        board: str = "",
+        keeper: object = None,
+    ) -> None:
+        """identity and board: see JoinedGroup; keeper is held until ``shutdown`` or the end."""
     @property
     def options(self) -> Options: ...
     def _set_default_timeout(self, timeout: timedelta) -> None: ...
@@ -111,6 +114,9 @@ class Store(_C10dStore):
     def port(self) -> int: ...
     @property
     def client(self) -> StoreClient: ...
+
+def store_prefix(store: _C10dStore) -> str:
+    """Return what the prefixes of nested prefix stores put before a key together."""
 
 def select_interfaces(grammar: str) -> list[tuple[str, str, int]]:
     """Return (name, address, mtu) of what SECUREFABRIC_SOCKET_IFNAME=grammar chooses."""

@@ -32,12 +32,16 @@ class BackendRequest(Protocol):
 
 
 def create_backend(
-    request: BackendRequest, pg_options: object, *, presented_name: str = "securefabric"
+    request: BackendRequest,
+    pg_options: object,
+    *,
+    presented_name: str = "securefabric",
+    is_by_hand: bool = False,
 ) -> Backend:
     """Return the backend of a group; the first call of a process also makes its fabric.
 
     presented_name is what the group calls itself, in ``name()`` and in the profiler: the name of
-    the backend that it stands in for.
+    the backend that it stands in for. is_by_hand tells groups that torch does not know of.
     """
     from ._strict import check_store  # which imports this module
 
@@ -52,11 +56,12 @@ def create_backend(
             store=request.store,
             world=None if request.global_ranks_in_group else request.group_id,
         )
-    group_key = fabric.join_group(
+    joined = fabric.join_group(
         request.store,
         group_name=request.group_id,
         group_rank=request.group_rank,
         global_ranks=list(request.global_ranks_in_group),
+        is_by_hand=is_by_hand,
     )
     from ._C import Backend
     from ._C import Options as NativeOptions
@@ -66,7 +71,9 @@ def create_backend(
         group_rank=request.group_rank,
         group_size=request.group_size,
         group_name=request.group_id,
-        group_key=group_key,
+        identity=joined.identity,
+        board=joined.board,
+        keeper=joined.keeper,
         global_ranks=list(request.global_ranks_in_group) or list(range(request.group_size)),
         options=NativeOptions(_as_timedelta(request.timeout), presented_name),
     )

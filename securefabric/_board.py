@@ -9,6 +9,7 @@ keep the store's server alive.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import secrets
 import threading
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Board",
     "agree_on_engines",
-    "agree_on_group_key",
+    "agree_on_nonce",
     "of_this_incarnation",
     "refusals_told",
 ]
@@ -48,9 +49,11 @@ _REFUSAL: Final = "securefabric/refusal/{rank}"
 
 _REFUSAL_CHARACTERS_MAX: Final = 500
 _DIGITS_MAX: Final = 3
+_NONCE_DIGITS: Final = 16
 _LOOK_S: Final = 1.0  # that a rank waits for another before it looks whether that refuses to join
 _POLL_S: Final = 0.1  # between later looks for both
 
+_numbers = itertools.count()
 _counted: dict[str, str] = {}  # which of a rank's processes this one is, by key
 
 
@@ -68,6 +71,8 @@ class Board:
     """Entries of ranks in one store. Calls may come from several threads."""
 
     def __init__(self, store: Store, roster: Roster, join_timeout_s: float) -> None:
+        self.name: Final = str(next(_numbers))
+        """Of no other board of this process."""
         self._roster = roster
         self._lock = threading.Lock()  # one call at a time; the store would make us wait anyway
         self._store = _clone(store)
@@ -180,7 +185,7 @@ def _count_process(store: Store, rank: int) -> str:
     return _counted[key]
 
 
-def agree_on_group_key(
+def agree_on_nonce(
     store: Store,
     *,
     group_name: str,
@@ -188,17 +193,18 @@ def agree_on_group_key(
     global_ranks: list[int],
     join_timeout_s: float,
 ) -> str:
-    """Return a name for this incarnation of a group that is the same on all its members.
+    """Return what the first rank of a world drew for this incarnation of it.
 
-    Group names repeat after ``destroy_process_group``; frames of the former group may still be on
-    their way and must not meet the new one. So the group's first rank draws a nonce, and the others
-    wait for it. Each member counts its joins, in case the store outlives the group.
+    A world may begin anew, perhaps after an attempt that some ranks never came to, and then no
+    rank can know how often the others have begun it. So its first rank draws a nonce, and the
+    others wait for it. Each member counts its joins, in case the store outlives the group. Nothing
+    proves who wrote the nonce: SECURITY.md says why that does no harm.
     Raises JoinTimeout when the first rank does not come, ConfigError when it has told that it
     cannot, and StoreUnavailable when the store has gone.
     """
     key = _NONCE.format(joins=_count(store, _JOINS.format(rank=group_rank)))
     if group_rank == 0:
-        store.set(key, secrets.token_hex(8))
+        store.set(key, secrets.token_hex(_NONCE_DIGITS // 2))
     nonce = _told_by(
         store,
         key,
@@ -207,7 +213,7 @@ def agree_on_group_key(
         group_name=group_name,
         join_timeout_s=join_timeout_s,
     )
-    return f"{group_name}:{nonce.decode('ascii', 'replace')[:16]}"
+    return nonce[:_NONCE_DIGITS].decode("ascii", "replace")
 
 
 def agree_on_engines(
@@ -217,7 +223,7 @@ def agree_on_engines(
 
     Each rank counts how often it came, in case the store outlives the fabrics. Nothing proves that
     it is rank 0 who says the number; whoever writes to the store could as well keep ranks apart.
-    Raises as agree_on_group_key does, and ConfigError when the store says what is no such number.
+    Raises as agree_on_nonce does, and ConfigError when the store says what is no such number.
     """
     key = _ENGINES.format(turn=_count(store, _TURNS.format(rank=rank)))
     if rank == 0:

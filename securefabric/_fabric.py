@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import hashlib
 import ipaddress
 import os
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary, ref
 
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
-from ._board import Board, agree_on_engines, agree_on_group_key, of_this_incarnation
+from ._board import Board, agree_on_engines, agree_on_nonce, of_this_incarnation
 from ._cores import check_ports, propose_engines
-from .errors import ConfigError, ForkError, SecureFabricError, classify
+from ._group_identity import identity_of_group, identity_of_world, prefix_of
+from .errors import ConfigError, ForkError, classify
 from .hybrid import HybridKeys
 from .identity import (
     Identity,
@@ -37,7 +40,27 @@ if TYPE_CHECKING:
     from . import _C
     from ._core import JobKey
 
-__all__ = ["ProcessFabric", "current_fabric", "fabric_for"]
+__all__ = ["JoinedGroup", "ProcessFabric", "current_fabric", "fabric_for"]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedGroup:
+    """What a group's backend needs to know of it."""
+
+    identity: str
+    """See _group_identity.py."""
+    board: str
+    """What the native core calls the board on which members are found."""
+    keeper: object
+    """For the backend to hold until its group ends; nobody else holds the board."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _World:
+    """torch's group of all ranks, as long as its backend holds this."""
+
+    board: Board
+    digest: str
 
 
 class ProcessFabric:
@@ -61,8 +84,9 @@ class ProcessFabric:
         self.world_size = world_size
         self.options = options
         self._pid = os.getpid()
-        self._world_board: Board | None = None
-        self._boards: dict[str, Board] = {}  # by group key, where the world's group is not ours
+        self._world: ref[_World] | None = None  # of the newest world of ours
+        # Held by the backends of their groups, so that their connections end with these.
+        self._boards: WeakValueDictionary[str, Board] = WeakValueDictionary()
         self._tuning = read_tuning(options.tuning_file)
         identity, self.native = self._make_native(agree, is_one_host)
         self.suite = self.native.suite
@@ -75,47 +99,55 @@ class ProcessFabric:
         self.native.set_entry(self.roster.own_entry)
 
     def join_group(
-        self, store: Store, *, group_name: str, group_rank: int, global_ranks: list[int]
-    ) -> str:
-        """Publish this rank to the members of a group and return the group's key.
+        self,
+        store: Store,
+        *,
+        group_name: str,
+        group_rank: int,
+        global_ranks: list[int],
+        is_by_hand: bool = False,
+    ) -> JoinedGroup:
+        """Publish this rank to the members of a group.
 
-        global_ranks is empty for the world's group. Its board serves all groups, since every rank
-        is on it; only where another backend has that group, each group brings its own.
+        global_ranks is empty for a group of all ranks, which is torch's world if it is not made by
+        hand. A world's board serves all groups, since every rank is on it; where the world is
+        another backend's, each group brings its own.
         """
         self.check_not_forked()
+        prefix = prefix_of(store)
         store = of_this_incarnation(store, self.rank)
-        is_world = not global_ranks
-        board: Board | None = None
-        if is_world or self._world_board is None:
-            board = Board(store, self.roster, self.options.join_timeout_s)
-            board.publish(former_entries=frozenset(_published))
-            _published.add(self.roster.own_entry)
-        group_key = agree_on_group_key(
+        ranks = global_ranks or list(range(self.world_size))
+        if global_ranks or is_by_hand:
+            world = self._world() if self._world is not None else None
+            digest = world.digest if world is not None else ""
+            board = world.board if world is not None else self._bring_board(store)
+            identity = identity_of_group(world=digest, prefix=prefix, name=group_name, ranks=ranks)
+            return JoinedGroup(identity, board.name, board)
+        board = self._bring_board(store)
+        nonce = agree_on_nonce(
             store,
             group_name=group_name,
             group_rank=group_rank,
-            global_ranks=global_ranks or list(range(self.world_size)),
+            global_ranks=ranks,
             join_timeout_s=self.options.join_timeout_s,
         )
-        if is_world:
-            self._world_board = board
-        elif board is not None:
-            self._boards[group_key] = board
-        return group_key
+        identity = identity_of_world(prefix=prefix, name=group_name, ranks=ranks, nonce=nonce)
+        world = _World(board, hashlib.sha256(identity.encode()).hexdigest())
+        self._world = ref(world)
+        return JoinedGroup(identity, board.name, world)
 
-    def resolve(self, group_key: str, rank: int) -> PeerEntry | None:
+    def resolve(self, board: str, rank: int) -> PeerEntry | None:
         """Find a peer for the native core, which calls this from a thread of its own."""
-        board = self._board_of(group_key)
-        if board is None:
-            raise SecureFabricError(f"group {group_key} was never joined")
-        return board.look_up(rank)
+        found = self._boards.get(board)
+        return None if found is None else found.look_up(rank)  # its groups have just ended
 
-    def _board_of(self, group_key: str) -> Board | None:
-        """Return where members of a group are found; a group split off has its parent's board."""
-        for key, board in self._boards.items():
-            if group_key.startswith(key):
-                return board
-        return self._world_board
+    def _bring_board(self, store: Store) -> Board:
+        """Publish this rank in a store that its ranks have not met in yet."""
+        board = Board(store, self.roster, self.options.join_timeout_s)
+        board.publish(former_entries=frozenset(_published))
+        _published.add(self.roster.own_entry)
+        self._boards[board.name] = board
+        return board
 
     def check_not_forked(self) -> None:
         """Raise ForkError in a child that was forked after this fabric was made."""

@@ -31,6 +31,7 @@ __all__ = ["is_gloo_replaced", "replace_gloo", "warn_of_mesh", "wrap_group_makin
 
 _NAME: Final = "gloo"
 _GLOBAL_RANK: Final = "securefabric/global_rank/{rank}"
+_DIGITS_MAX: Final = 10
 
 
 @dataclass
@@ -65,14 +66,15 @@ class _StandsForGloo(type):
         options: object = None,
         **_: object,
     ) -> Backend:
-        group_name, global_ranks, ours = _being_made.get() or (
+        being_made = _being_made.get()
+        group_name, global_ranks, ours = being_made or (
             _NAME,
             _global_ranks(store, rank, size),
             None,
         )
         given = options if timeout is None else timeout
         request = _Request(store, rank, size, _duration(given), group_name, global_ranks)
-        return create_backend(request, ours, presented_name=_NAME)
+        return create_backend(request, ours, presented_name=_NAME, is_by_hand=being_made is None)
 
     def __instancecheck__(cls, instance: object) -> bool:
         from ._C import Backend
@@ -207,14 +209,30 @@ def _name_group(arguments: dict[str, Any]) -> Iterator[None]:
 
 
 def _global_ranks(store: Store, rank: int, size: int) -> list[int]:
-    """Return the members' ranks in the world of a group made by hand; empty for the world."""
+    """Return the members' ranks in the world of a group made by hand; empty for all ranks.
+
+    Nothing proves who wrote them. What no members can have written is refused here, with the word
+    of the store; other ranks than the members' make another group, which meets nobody.
+    Raises ConfigError.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
         return []
-    store.set(_GLOBAL_RANK.format(rank=rank), str(dist.get_rank()))
-    ranks = [int(store.get(_GLOBAL_RANK.format(rank=member))) for member in range(size)]
-    return [] if ranks == list(range(dist.get_world_size())) else ranks
+    own, world_size = dist.get_rank(), dist.get_world_size()
+    store.set(_GLOBAL_RANK.format(rank=rank), str(own))
+    ranks: list[int] = []
+    for member in range(size):
+        told = store.get(_GLOBAL_RANK.format(rank=member))[:_DIGITS_MAX].decode("ascii", "replace")
+        is_rank = told.isascii() and told.isdecimal() and int(told) < world_size
+        if not is_rank or int(told) in ranks or (member == rank and int(told) != own):
+            raise ConfigError(
+                f"the store says that member {member} of a group of {size} made by hand is rank "
+                f"{told!r} of the job's {world_size}, which no member has written (this one, "
+                f"member {rank}, is rank {own}): give each group a store or a prefix of its own"
+            )
+        ranks.append(int(told))
+    return [] if ranks == list(range(world_size)) else ranks
 
 
 def _duration(given: object) -> timedelta | float:

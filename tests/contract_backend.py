@@ -324,7 +324,7 @@ def _staging_backend(world: World) -> Any:
     everyone = list(range(world.size))
     options = Options(timedelta(seconds=50))
     options.test_stages_host_tensors = True
-    key = fabric.join_group(
+    joined = fabric.join_group(
         dist.PrefixStore(f"staged/{world.salt()}", world.store),
         group_name="staged",
         group_rank=world.rank,
@@ -335,9 +335,11 @@ def _staging_backend(world: World) -> Any:
         group_rank=world.rank,
         group_size=world.size,
         group_name="staged",
-        group_key=key,
+        identity=joined.identity,
         global_ranks=everyone,
         options=options,
+        board=joined.board,
+        keeper=joined.keeper,
     )
 
 

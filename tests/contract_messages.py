@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch.distributed as dist
 from contract_world import MOVED_TYPES, SIZES, Cases, World, check_equal, refused
@@ -155,6 +158,15 @@ def messages_beside_collectives(world: World) -> None:
     send.wait()
     receive.wait()
     check_equal(target, torch.full((100_000,), float(preceding)))
+
+
+@CASES.case()
+def peers_that_are_no_rank_are_refused(world: World) -> None:
+    group: Any = dist.group.WORLD
+    for peer in (-1, -(2**31), world.size, 2**31 - 1, world.rank):
+        for call in (group.send, group.recv):
+            with pytest.raises(RuntimeError, match=r"invalid rank|cannot send to itself"):
+                call([torch.ones(1)], peer, 0)
 
 
 @CASES.case()

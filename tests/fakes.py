@@ -92,10 +92,10 @@ class FakeFabric:
         self.shutdowns = 0
         self.counted: dict[str, object] = {}
 
-    def resolve(self, group_key: str, rank: int) -> PeerEntry | None:
+    def resolve(self, board: str, rank: int) -> PeerEntry | None:
         call = self.settings["resolve"]
         assert isinstance(call, Callable)  # type: ignore[arg-type]
-        found: PeerEntry | None = call(group_key, rank)  # type: ignore[operator]
+        found: PeerEntry | None = call(board, rank)  # type: ignore[operator]
         return found
 
     def set_entry(self, own_entry: bytes) -> None:

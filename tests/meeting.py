@@ -53,7 +53,7 @@ class Meeting:
             eager_connect=False,
             generation_bits=GENERATION_BITS,
             tuning=[],
-            resolve=lambda _group_key, rank: self.roster.verify(rank, self.peer.entry),
+            resolve=lambda _board, rank: self.roster.verify(rank, self.peer.entry),
         )
         ((public_key, spi_base, addresses),) = self.fabric.engines
         engine = EngineEntry(public_key=public_key, spi_base=spi_base, addresses=addresses)
@@ -80,7 +80,7 @@ class Meeting:
             group_rank=0,
             group_size=2,
             group_name="world",
-            group_key=identity_text,
+            identity=identity_text,
             global_ranks=[0, 1],
             options=_C.Options(timedelta(seconds=SECONDS_MAX)),
         )

@@ -73,7 +73,7 @@ class Member:
         )
         view: Any = View(store, alter)
         try:
-            self.group_key = self.fabric.join_group(
+            self.joined = self.fabric.join_group(
                 view, group_name="world", group_rank=rank, global_ranks=[]
             )
             self.backend: Any = _C.Backend(
@@ -81,7 +81,9 @@ class Member:
                 group_rank=rank,
                 group_size=world_size,
                 group_name="world",
-                group_key=self.group_key,
+                identity=self.joined.identity,
+                board=self.joined.board,
+                keeper=self.joined.keeper,
                 global_ranks=list(range(world_size)),
                 options=_C.Options(timedelta(seconds=SECONDS_MAX)),
             )

@@ -17,6 +17,7 @@ def install(monkeypatch: pytest.MonkeyPatch, torch_version: str = torch.__versio
     native.Fabric = FakeFabric  # type: ignore[attr-defined]
     native.Backend = FakeBackend  # type: ignore[attr-defined]
     native.Options = lambda *given: given  # type: ignore[attr-defined]
+    native.store_prefix = lambda _store: ""  # type: ignore[attr-defined]
     native.select_interfaces = lambda grammar: [  # type: ignore[attr-defined]
         ("eth0", "10.0.0.1", 1500)
     ]

@@ -396,7 +396,7 @@ def test_row_43__who_copies_is_named_and_whom_he_copied_works(
         copied = getattr(own.engines[0] if name in ENGINE_FIELDS else own, name)
         put(store, ENTRY.format(1), forged(copier, key_file, **{name: copied}))
         for rank in (1, 2):  # the copy is read first
-            assert first.fabric.resolve(first.group_key, rank) is not None
+            assert first.fabric.resolve(first.joined.board, rank) is not None
         tensor = torch.zeros(4)
         receive = first.backend.recv([tensor], 2, 7)
         honest.backend.send([torch.ones(4)], 0, 7).wait()

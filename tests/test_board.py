@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import time
 from contextlib import suppress
@@ -13,7 +14,7 @@ from securefabric import _board
 from securefabric._board import (
     Board,
     agree_on_engines,
-    agree_on_group_key,
+    agree_on_nonce,
     of_this_incarnation,
     refusals_told,
 )
@@ -174,48 +175,54 @@ def test_agree_on_engines__a_store_that_has_gone_is_named() -> None:
         engines_of(client, 1, 2)
 
 
-# agree_on_group_key
+# agree_on_nonce
 
 
-def key_of(store: HashStore, group_rank: int, name: str = "0", timeout_s: float = 5.0) -> str:
-    return agree_on_group_key(
+def nonce_of(store: HashStore, group_rank: int, timeout_s: float = 5.0) -> str:
+    return agree_on_nonce(
         store,
-        group_name=name,
+        group_name="0",
         group_rank=group_rank,
         global_ranks=[4, 6],
         join_timeout_s=timeout_s,
     )
 
 
-def test_agree_on_group_key__members_agree() -> None:
+def test_agree_on_nonce__members_agree() -> None:
     store = HashStore()
-    keys = {key_of(store, 0), key_of(store, 1)}
-    assert len(keys) == 1
-    assert keys.pop().startswith("0:")
+    nonces = {nonce_of(store, 0), nonce_of(store, 1)}
+    assert len(nonces) == 1
+    assert re.fullmatch("[0-9a-f]{16}", nonces.pop())
 
 
-def test_agree_on_group_key__each_incarnation_has_its_own() -> None:
+def test_agree_on_nonce__what_the_store_says_is_bounded() -> None:
     store = HashStore()
-    first = {key_of(store, 0), key_of(store, 1)}
-    second = {key_of(store, 0), key_of(store, 1)}
+    store.set("securefabric/group/1", b"\xff" * 5000)
+    assert len(nonce_of(store, 1)) == 16
+
+
+def test_agree_on_nonce__each_incarnation_has_its_own() -> None:
+    store = HashStore()
+    first = {nonce_of(store, 0), nonce_of(store, 1)}
+    second = {nonce_of(store, 0), nonce_of(store, 1)}
     assert len(first) == len(second) == 1
     assert first != second
-    assert key_of(HashStore(), 0) not in first | second
+    assert nonce_of(HashStore(), 0) not in first | second
 
 
-def test_agree_on_group_key__first_rank_may_come_later() -> None:
+def test_agree_on_nonce__first_rank_may_come_later() -> None:
     store = HashStore()
     found: list[str] = []
-    waiting = threading.Thread(target=lambda: found.append(key_of(store, 1, timeout_s=20.0)))
+    waiting = threading.Thread(target=lambda: found.append(nonce_of(store, 1, timeout_s=20.0)))
     waiting.start()
-    found.append(key_of(store, 0))
+    found.append(nonce_of(store, 0))
     waiting.join()
     assert found[0] == found[1]
 
 
-def test_agree_on_group_key__a_first_rank_that_never_comes_is_named() -> None:
+def test_agree_on_nonce__a_first_rank_that_never_comes_is_named() -> None:
     with pytest.raises(JoinTimeout, match=r"rank 4 did not join group '0' within 0.1 s.*rank 6"):
-        key_of(HashStore(), 1, timeout_s=0.1)
+        nonce_of(HashStore(), 1, timeout_s=0.1)
 
 
 class DyingStore(HashStore):
@@ -228,9 +235,9 @@ class DyingStore(HashStore):
         raise RuntimeError("broken pipe")
 
 
-def test_agree_on_group_key__a_store_that_dies_meanwhile_is_named() -> None:
+def test_agree_on_nonce__a_store_that_dies_meanwhile_is_named() -> None:
     with pytest.raises(StoreUnavailable, match=r"rank 0, or the launcher.*broken pipe"):
-        key_of(DyingStore(), 1, timeout_s=60.0)
+        nonce_of(DyingStore(), 1, timeout_s=60.0)
 
 
 # refusals_told
@@ -256,7 +263,7 @@ def test_refusals_told__who_waits_for_the_first_rank_does_not_wait_longer() -> N
     store = HashStore()
     refuse(store, 4, "no such interface")
     with pytest.raises(ConfigError, match=r"^rank 4 cannot join the job: no such interface$"):
-        key_of(store, 1, timeout_s=3600.0)
+        nonce_of(store, 1, timeout_s=3600.0)
 
 
 def test_refusals_told__other_errors_are_not() -> None:

@@ -94,7 +94,7 @@ from securefabric import _C
 
 entered = threading.Event()
 
-def resolve(group_key, rank):
+def resolve(board, rank):
     entered.set()
     until = time.monotonic() + 0.5
     while time.monotonic() < until:  # needs the GIL, again and again
@@ -111,7 +111,7 @@ fabric = _C.Fabric(
 )
 fabric.set_entry(b"an entry")
 group = _C.Backend(
-    fabric=fabric, group_rank=0, group_size=2, group_name="g", group_key="g", global_ranks=[0, 1],
+    fabric=fabric, group_rank=0, group_size=2, group_name="g", identity="g", global_ranks=[0, 1],
     options=_C.Options(timedelta(seconds=60)),
 )
 assert entered.wait(60)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,8 +16,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from securefabric import _cores, _fabric
 from securefabric._backend import create_backend
 from securefabric._fabric import current_fabric, is_one_host
-from securefabric.errors import ConfigError, ForkError, SecureFabricError
+from securefabric.errors import ConfigError, ForkError
 from securefabric.options import Options
+from securefabric.roster import PeerEntry
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -44,8 +46,10 @@ def native() -> FakeFabric:
 def test_create_backend__hands_everything_over(key_file: str) -> None:
     store = HashStore()
     backend = make(FakeRequest(store, timeout=1.5), Options(key_file=key_file, paths_per_peer=3))
-    group_key = backend.given.pop("group_key")
-    assert str(group_key).startswith("0:")
+    identity = str(backend.given.pop("identity"))
+    assert identity.startswith("5:world,0:,1:0,1:0,16:")
+    assert backend.given.pop("board") != ""
+    assert backend.given.pop("keeper") is not None
     assert backend.given == {
         "fabric": native(),
         "group_rank": 0,
@@ -226,48 +230,90 @@ def test_engines__a_fabric_that_goes_on_tells_the_new_ranks(
 # ProcessFabric
 
 
-def two_ranks(key_file: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FakeFabric, FakeFabric, str]:
+def two_ranks(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[FakeFabric, FakeBackend]]:
     """Rank 0 and rank 1 of one world, each as if it were a process of its own."""
     store = HashStore()
     options = Options(key_file=key_file)
-    made: list[FakeFabric] = []
-    key = ""
+    made: list[tuple[FakeFabric, FakeBackend]] = []
     for rank in range(2):
         monkeypatch.setattr(_fabric, "_current", None)
         monkeypatch.setattr(_fabric, "_published", set())
         backend = make(FakeRequest(store, group_rank=rank, group_size=2), options)
-        key = str(backend.given["group_key"])
-        made.append(native())
-    return made[0], made[1], key
+        made.append((native(), backend))
+    return made
+
+
+def found(fabric: FakeFabric, backend: FakeBackend, rank: int) -> PeerEntry | None:
+    return fabric.resolve(str(backend.given["board"]), rank)
 
 
 def test_resolve__ranks_find_each_other(key_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second, key = two_ranks(key_file, monkeypatch)
-    peer = first.resolve(key, 1)
+    (first, at_first), (second, at_second) = two_ranks(key_file, monkeypatch)
+    assert at_first.given["identity"] == at_second.given["identity"]
+    peer = found(first, at_first, 1)
     assert peer is not None
     assert (peer.rank, peer.boot_id, peer.entry_bytes) == (1, second.boot_id, second.entry)
-    mirror = second.resolve(key, 0)
+    mirror = found(second, at_second, 0)
     assert mirror is not None
     assert mirror.entry_bytes == first.entry
 
 
-def test_resolve__an_unknown_group_is_an_error(key_file: str) -> None:
-    make(FakeRequest(HashStore(), global_ranks_in_group=[]), Options(key_file=key_file))
+def test_resolve__a_board_ends_with_the_backends_that_hold_it(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    world = make(FakeRequest(HashStore()), Options(key_file=key_file))
+    group = make(FakeRequest(HashStore(), group_id="1", global_ranks_in_group=[0]), None)
+    board = str(world.given["board"])
+    assert group.given["board"] == board
     fabric = current_fabric()
     assert fabric is not None
-    fabric._world_board = None
-    with pytest.raises(SecureFabricError, match="never joined"):
-        fabric.resolve("7:x", 1)
+    del world
+    assert board in fabric._boards
+    del group
+    assert board not in fabric._boards
+    assert native().resolve(board, 0) is None
+
+
+# Identities
+
+
+def test_join_group__a_group_is_named_by_its_world_and_its_members(
+    key_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    request = FakeRequest(HashStore(), group_id="1", global_ranks_in_group=[0])
+    world = make(FakeRequest(HashStore(), group_size=2), Options(key_file=key_file))
+    scope = hashlib.sha256(str(world.given["identity"]).encode()).hexdigest()
+    assert make(request, None).given["identity"] == f"5:group,64:{scope},0:,1:1,1:0,"
+    del world
+    assert make(request, None).given["identity"] == "5:group,0:,0:,1:1,1:0,"
+
+
+def test_join_group__no_store_has_a_say_in_what_a_group_by_hand_is_called(key_file: str) -> None:
+    said = []
+    for nonce in ("0" * 16, "f" * 16):
+        store = HashStore()
+        store.set("securefabric/group/1", nonce)
+        request = FakeRequest(store, group_id="gloo")
+        backend = cast(
+            FakeBackend, create_backend(request, Options(key_file=key_file), is_by_hand=True)
+        )
+        said.append(backend.given["identity"])
+    assert said == ["5:group,0:,0:,4:gloo,1:0,"] * 2
 
 
 def test_join_group__subgroups_use_the_worlds_board(
     key_file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
-    make(FakeRequest(HashStore()), Options(key_file=key_file))
+    world = make(FakeRequest(HashStore()), Options(key_file=key_file))
     subgroup = HashStore()
-    make(FakeRequest(subgroup, group_id="1", global_ranks_in_group=[0]), None)
+    group = make(FakeRequest(subgroup, group_id="1", global_ranks_in_group=[0]), None)
     assert not subgroup.check(["securefabric/entry/0"])
+    assert group.given["board"] == world.given["board"]
 
 
 def test_join_group__brings_its_own_board_where_the_world_is_not_ours(
@@ -279,7 +325,7 @@ def test_join_group__brings_its_own_board_where_the_world_is_not_ours(
     backend = make(request, Options(key_file=key_file))
     assert subgroup.check(["securefabric/entry/3"])
     assert native().rank == 3
-    assert native().resolve(str(backend.given["group_key"]), 2) is None
+    assert found(native(), backend, 2) is None
 
 
 def test_repr__shows_no_secret(key_file: str) -> None:

@@ -114,6 +114,7 @@ TESTED_ELSEWHERE = {
     "torch/messages.cc": "tests/contract_messages.py, tests/contract_backend.py",
     "torch/module.cc": "tests/test_stubs.py, tests/test_fabric.py",
     "torch/sparse.cc": "tests/contract_backend.py",
+    "torch/store_prefix.cc": "tests/test_group_identity.py",
     "torch/store.cc": "tests/test_store.py, with torch's TCPStore as oracle",
     "torch/tensors.cc": "as backend.cc",
     "torch/signals.cc": "tests/test_signals.py",

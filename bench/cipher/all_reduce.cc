@@ -117,7 +117,8 @@ class RankProcess {
     publish();
     std::vector<Rank> members;
     for (uint32_t i = 0; i < settings.ranks; ++i) members.push_back(Rank{i});
-    groups_ = must(fabric_->add_group("bench", "bench", rank, members, /*eager_connect=*/true));
+    groups_ = must(
+        fabric_->add_group({"bench", "bench", "bench", rank, members}, /*eager_connect=*/true));
   }
 
   // Leaves the times in this rank's page.

@@ -279,17 +279,17 @@ Status Fabric::set_entry(base::Bytes entry) {
 }
 
 // Who is in a group may have come from a store that nobody vouches for.
-Status Fabric::check_members(const std::string& name, uint32_t rank,
-                             const std::vector<Rank>& ranks) const {
-  const auto refusal = [&name](const std::string& why) {
-    return Error{ErrorCode::kConfig, "process group '" + name + "' cannot be made: " + why};
+Status Fabric::check_members(const GroupSpec& spec) const {
+  const auto refusal = [&spec](const std::string& why) {
+    return Error{ErrorCode::kConfig, "process group '" + spec.name + "' cannot be made: " + why};
   };
-  if (rank >= ranks.size() || ranks[rank] != rank_) {
-    return refusal("rank " + std::to_string(rank) + " of its " + std::to_string(ranks.size()) +
+  if (spec.rank >= spec.ranks.size() || spec.ranks[spec.rank] != rank_) {
+    return refusal("rank " + std::to_string(spec.rank) + " of its " +
+                   std::to_string(spec.ranks.size()) +
                    " members is not this rank of the job, rank " + std::to_string(rank_.value));
   }
   std::set<Rank> seen;
-  for (const Rank member : ranks) {
+  for (const Rank member : spec.ranks) {
     const std::string named = "its member rank " + std::to_string(member.value);
     if (member.value >= world_size_) {
       return refusal(named + " is outside of a job of " + std::to_string(world_size_) + " ranks");
@@ -312,19 +312,17 @@ Result<crypto::Hash> Fabric::digest_of_next(const std::string& identity) {
   return crypto::sha256({base::as_bytes(kDigestLabel), bytes, base::as_bytes(identity)});
 }
 
-Result<Fabric::Groups> Fabric::add_group(const std::string& identity, const std::string& name,
-                                         uint32_t rank, const std::vector<Rank>& ranks,
-                                         bool eager_connect) {
-  if (const Status status = check_members(name, rank, ranks); !status) return status.error();
-  const auto digest = digest_of_next(identity);
+Result<Fabric::Groups> Fabric::add_group(const GroupSpec& spec, bool eager_connect) {
+  if (const Status status = check_members(spec); !status) return status.error();
+  const auto digest = digest_of_next(spec.identity);
   if (!digest) return digest.error();
   collective::Group described;
   base::ByteReader reader(digest.value());
   described.wire_id = reader.u64();
   std::ranges::copy(reader.rest(), described.tail.begin());
-  described.name = name;
-  described.rank = rank;
-  described.ranks = ranks;
+  described.name = spec.name;
+  described.rank = spec.rank;
+  described.ranks = spec.ranks;
   Groups groups;
   for (uint32_t number = 0; number < drivers_.size(); ++number) {
     auto group = std::make_shared<collective::Group>(described);
@@ -339,9 +337,9 @@ Result<Fabric::Groups> Fabric::add_group(const std::string& identity, const std:
   // In a forked child, where no engine runs, the mutex may be held for ever.
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    groups_[described.wire_id] = {identity, ranks};
+    groups_[described.wire_id] = {spec.board, spec.ranks};
     // Members may have been looked for in vain, because no group of theirs was known.
-    for (const Rank member : ranks) {
+    for (const Rank member : spec.ranks) {
       if (const auto at = wanted_.find(member); at != wanted_.end()) at->second.next_at = now();
     }
     wake_.notify_one();
@@ -456,17 +454,17 @@ std::optional<Rank> Fabric::next_due(Instant at, Instant& next_at) {
 }
 
 bool Fabric::resolve_once(Rank rank) {
-  std::vector<std::string> keys;
+  std::set<std::string> boards;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [id, group] : groups_) {
       const auto& ranks = group.ranks;
-      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) keys.push_back(group.key);
+      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) boards.insert(group.board);
     }
   }
-  for (const std::string& key : keys) {
+  for (const std::string& board : boards) {
     if (is_stopping_) return false;
-    const auto peer = look_up(key, rank);
+    const auto peer = look_up(board, rank);
     if (peer && !peer.value()) continue;
     for (size_t number = 0; number < drivers_.size(); ++number) {
       (void)drivers_[number]->run([&](collective::Engine& engine, Instant at) {
@@ -482,10 +480,15 @@ bool Fabric::resolve_once(Rank rank) {
   return false;
 }
 
-Result<std::optional<Fabric::Peer>> Fabric::look_up(const std::string& group_key, Rank rank) const {
+Result<std::optional<Fabric::Peer>> Fabric::look_up(const std::string& board, Rank rank) const {
   try {
-    auto peer = resolve_(group_key, rank);
-    SF_CHECK(!peer || !peer.value() || peer.value()->size() == drivers_.size());
+    auto peer = resolve_(board, rank);
+    if (peer && peer.value() && peer.value()->size() != drivers_.size()) {
+      return Error{ErrorCode::kConfig, "rank " + std::to_string(rank.value) + " runs " +
+                                           std::to_string(peer.value()->size()) +
+                                           " engines, this rank " +
+                                           std::to_string(drivers_.size())};
+    }
     return peer;
   } catch (const std::exception& raised) {
     return Error{ErrorCode::kSystem, "the entry of rank " + std::to_string(rank.value) +

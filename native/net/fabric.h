@@ -83,16 +83,25 @@ struct FabricStats {
   transport::DropCounters drops;
 };
 
+// A group as whoever makes it on this rank describes it.
+struct GroupSpec {
+  std::string identity;           // equal on all members (PROTOCOL.md §7.1)
+  std::string board;              // where members are found, as Resolve takes it
+  std::string name;               // for messages
+  uint32_t rank = 0;              // this rank's place among the members
+  std::vector<base::Rank> ranks;  // members
+};
+
 class Fabric {
  public:
   // A peer as each of our engines has to know it, in their order.
   using Peer = std::vector<transport::PeerDescription>;
   // The verified entry of a rank; nothing while the rank has published none; an error when what it
-  // published cannot be accepted. `group_key` names a group that the rank is a member of. Called
+  // published cannot be accepted. `board` is that of a group that the rank is a member of. Called
   // on a thread of its own, one call at a time, without locks. It must return in bounded time,
   // because shutdown() waits for it, and not call shutdown() or drop the last reference to us.
-  using Resolve = std::function<base::Result<std::optional<Peer>>(const std::string& group_key,
-                                                                  base::Rank rank)>;
+  using Resolve =
+      std::function<base::Result<std::optional<Peer>>(const std::string& board, base::Rank rank)>;
   // One group: an object for each engine, which guards what it says of failures.
   using Groups = std::vector<std::shared_ptr<collective::Group>>;
 
@@ -113,12 +122,9 @@ class Fabric {
   // The entry as published: link keys are bound to it. Before the first group is added.
   base::Status set_entry(base::Bytes entry);
 
-  // A group joins the fabric. `identity` is equal on all members (PROTOCOL.md §7.1); groups with
-  // one identity are numbered, so all members make these in the same order. `rank` is this rank's
-  // place among `ranks`. With `eager_connect` all members are linked now.
-  base::Result<Groups> add_group(const std::string& identity, const std::string& name,
-                                 uint32_t rank, const std::vector<base::Rank>& ranks,
-                                 bool eager_connect);
+  // A group joins the fabric. Groups with one identity are numbered, so all members make these in
+  // the same order. With `eager_connect` all members are linked now.
+  base::Result<Groups> add_group(const GroupSpec& spec, bool eager_connect);
   // Fails what runs in the group. With a reason, the members are told.
   void remove_group(const Groups& groups, const std::optional<base::Error>& reason);
   // Fails every operation of the group and every later one, and tells the members.
@@ -150,7 +156,7 @@ class Fabric {
     base::Duration interval;  // until the look after that; doubles
   };
   struct GroupEntry {
-    std::string key;                // as Resolve wants it
+    std::string board;              // as Resolve wants it
     std::vector<base::Rank> ranks;  // members
   };
 
@@ -169,8 +175,7 @@ class Fabric {
   void spread_breaks(const Groups& groups);
   void add_stats(Driver& driver, FabricStats& stats) const;
   base::Result<crypto::Hash> digest_of_next(const std::string& identity);
-  base::Status check_members(const std::string& name, uint32_t rank,
-                             const std::vector<base::Rank>& ranks) const;
+  base::Status check_members(const GroupSpec& spec) const;
 
   void resolver_loop();
   // The next rank that is due, if there is one; `next_at` is then, or when the next one will be.
@@ -178,7 +183,7 @@ class Fabric {
   std::optional<base::Rank> next_due(base::Instant at, base::Instant& next_at);
   // Asks for the entry of one rank; true when the engine was given an answer.
   bool resolve_once(base::Rank rank);
-  base::Result<std::optional<Peer>> look_up(const std::string& group_key, base::Rank rank) const;
+  base::Result<std::optional<Peer>> look_up(const std::string& board, base::Rank rank) const;
   void want(base::Rank rank);
 
   base::Rank rank_;

@@ -1,9 +1,11 @@
 #include "torch/backend.h"
 
-#include <set>
+#include <algorithm>
+#include <array>
 
 #include "crypto/secret.h"
 #include "torch/errors.h"
+#include "torch/store_prefix.h"
 #include "torch/unlocked_gil.h"
 #include "torch/versions.h"
 
@@ -44,18 +46,22 @@ Backend::Backend(std::shared_ptr<net::Fabric> fabric, Membership membership,
                  c10::intrusive_ptr<Options> options, bool eager_connect)
     : c10d::Backend(membership.rank, membership.size),
       options_(std::move(options)),
-      key_(membership.key) {
+      board_(membership.board),
+      keeper_(std::move(membership.keeper)) {
   const std::vector<int64_t>& global_ranks = membership.global_ranks;
   TORCH_CHECK(global_ranks.size() == static_cast<size_t>(size_), "group ", membership.name, " has ",
               size_, " ranks, but ", global_ranks.size(), " global ranks were given");
-  std::vector<base::Rank> ranks;
-  for (const int64_t global : global_ranks) ranks.push_back({static_cast<uint32_t>(global)});
+  net::GroupSpec spec{
+      std::move(membership.identity), board_, membership.name, static_cast<uint32_t>(rank_), {}};
+  for (const int64_t global : global_ranks) {
+    const bool is_rank = global >= 0 && global < UINT32_MAX;  // else one outside of every job
+    spec.ranks.push_back({is_rank ? static_cast<uint32_t>(global) : UINT32_MAX});
+  }
   options_->timeout = bounded(options_->timeout);
   options_->group_name = membership.name;
   options_->global_ranks_in_group.assign(global_ranks.begin(), global_ranks.end());
   auto context = std::make_shared<GroupContext>();
-  context->groups = value_or_throw(fabric->add_group(
-      membership.key, membership.name, static_cast<uint32_t>(rank_), ranks, eager_connect));
+  context->groups = value_or_throw(fabric->add_group(spec, eager_connect));
   context->fabric = std::move(fabric);
   context->ledger = std::make_shared<WorkLedger>();
   context->queue = std::make_shared<IssueQueue>();
@@ -86,6 +92,9 @@ void Backend::shutdown() {
   // What this rank has sent must arrive: others may still be in the operation that is over here.
   if (getError() == c10d::ErrorType::SUCCESS) fabric().drain(kDrainLimit);
   fabric().remove_group(context_->groups, std::nullopt);
+  std::shared_ptr<const void> kept;  // Python's: given up without the lock
+  const std::lock_guard<std::mutex> lock(issue_mutex_);
+  kept.swap(keeper_);
 }
 
 // What breaks a group in another engine is in the first one's hands before anybody sees it.
@@ -146,6 +155,39 @@ Works Backend::endCoalescing() {
 
 namespace {
 
+constexpr size_t kRankDigitsMax = 10;
+
+// The same text as securefabric/_group_identity.py makes: each part behind its length.
+std::string joined(std::initializer_list<std::string> parts) {
+  std::string text;
+  for (const std::string& part : parts) {
+    text.append(std::to_string(part.size())).append(":").append(part).append(",");
+  }
+  return text;
+}
+
+std::string listed(const std::vector<int64_t>& ranks) {
+  std::string text;
+  for (const int64_t rank : ranks) {
+    text.append(text.empty() ? "" : ",").append(std::to_string(rank));
+  }
+  return text;
+}
+
+// A member's rank in the job, as the store tells it. Nobody vouches for that: what is no rank is an
+// error here, and another rank makes another identity.
+int64_t told_rank(const std::vector<uint8_t>& told, int member) {
+  const std::string text(told.begin(), told.begin() + std::min(told.size(), kRankDigitsMax + 1));
+  const bool is_number = !text.empty() && text.size() <= kRankDigitsMax &&
+                         text.find_first_not_of("0123456789") == std::string::npos;
+  if (!is_number) {
+    throw_error(Error{ErrorCode::kConfig,
+                      "the store says what is no rank for member " + std::to_string(member) +
+                          " of a merged group; no process of this job has written that"});
+  }
+  return std::stoll(text);
+}
+
 // As torch hands them over; a stranger's options have only what all backends' have.
 c10::intrusive_ptr<Backend::Options> adopt(const c10::intrusive_ptr<c10d::Backend::Options>& opts,
                                            const Backend::Options& own) {
@@ -162,27 +204,32 @@ c10::intrusive_ptr<Backend::Options> adopt(const c10::intrusive_ptr<c10d::Backen
 c10::intrusive_ptr<c10d::Backend> Backend::split(
     const c10::intrusive_ptr<c10d::Store>& /*store*/, const std::vector<int>& ranks,
     const c10::intrusive_ptr<c10d::Backend::Options>& opts) {
-  Membership members;
+  Membership members = beside_this();
   members.rank = -1;
   members.size = static_cast<int>(ranks.size());
-  members.key = key_ + "/split";
   for (size_t i = 0; i < ranks.size(); ++i) {
     TORCH_CHECK(ranks[i] >= 0 && ranks[i] < size_, "securefabric::split: rank ", ranks[i],
                 " in a group of ", size_);
     if (ranks[i] == rank_) members.rank = static_cast<int>(i);
-    members.key.append(":").append(std::to_string(ranks[i]));
     members.global_ranks.push_back(group().ranks[static_cast<size_t>(ranks[i])].value);
   }
   if (members.rank < 0) return nullptr;
+  std::array<uint8_t, sizeof(group().wire_id)> id;
+  base::ByteWriter(id).u64(group().wire_id);
+  members.identity = joined(
+      {"split", base::to_hex(id) + base::to_hex(group().tail), listed(members.global_ranks)});
   auto options = adopt(opts, *options_);
   members.name = options->group_name;
-  {
-    // Members agree on the number: all of them have made every earlier group of these ranks.
-    const std::lock_guard<std::mutex> lock(issue_mutex_);
-    members.key.append("#").append(std::to_string(splits_[ranks]++));
-  }
   return c10::make_intrusive<Backend>(context_->fabric, std::move(members), std::move(options),
                                       /*eager_connect=*/false);
+}
+
+Membership Backend::beside_this() const {
+  Membership members;
+  members.board = board_;
+  const std::lock_guard<std::mutex> lock(issue_mutex_);
+  members.keeper = keeper_;
+  return members;
 }
 
 c10::intrusive_ptr<c10d::Backend> Backend::merge(
@@ -194,29 +241,18 @@ c10::intrusive_ptr<c10d::Backend> Backend::merge(
     return "securefabric/merge/" + std::to_string(turn) + "/" + std::to_string(member);
   };
   auto options = adopt(opts, *options_);
-  Membership members;
+  Membership members = beside_this();
   members.rank = rank;
   members.size = size;
   members.name = options->group_name;
-  std::string own = std::to_string(fabric().rank().value);
-  {
-    // Every rank brings a part of the key that it never uses again, so the whole never repeats.
-    const std::lock_guard<std::mutex> lock(issue_mutex_);
-    own.append(" ").append(key_).append("#").append(std::to_string(merges_++)).append("@");
-  }
-  for (const uint8_t byte : fabric().boot_id()) own.append(".").append(std::to_string(byte));
+  const std::string own = std::to_string(fabric().rank().value);
   store->set(key_of(rank), std::vector<uint8_t>(own.begin(), own.end()));
-  std::set<int64_t> seen;
   for (int member = 0; member < size; ++member) {
     store->wait({key_of(member)}, options->timeout);
-    const std::vector<uint8_t> raw = store->get(key_of(member));
-    const std::string text(raw.begin(), raw.end());
-    const int64_t global = std::atoll(text.c_str());
-    TORCH_CHECK(seen.insert(global).second, "securefabric::merge: rank ", global, " of the job ",
-                "comes twice; only processes of one job can be merged, each once");
-    members.global_ranks.push_back(global);
-    members.key += text + "/";
+    members.global_ranks.push_back(told_rank(store->get(key_of(member)), member));
   }
+  members.identity =
+      joined({"merge", prefix_of(store), members.name, listed(members.global_ranks)});
   return c10::make_intrusive<Backend>(context_->fabric, std::move(members), std::move(options),
                                       /*eager_connect=*/false);
 }

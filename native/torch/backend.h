@@ -24,11 +24,13 @@ namespace securefabric::torch_room {
 
 // Which group a backend is made for, and this process's place in it.
 struct Membership {
-  int rank = 0;                       // inside the group
-  int size = 0;                       // ranks of the group
-  std::string name;                   // for messages; repeats after the group's end
-  std::string key;                    // equal on all members, never used twice
-  std::vector<int64_t> global_ranks;  // of each group rank
+  int rank = 0;                        // inside the group
+  int size = 0;                        // ranks of the group
+  std::string name;                    // for messages; repeats after the group's end
+  std::string identity;                // equal on all members (PROTOCOL.md §7.1)
+  std::string board;                   // where members are found, as net::Fabric::Resolve takes it
+  std::vector<int64_t> global_ranks;   // of each group rank
+  std::shared_ptr<const void> keeper;  // of the board, and of what else ends with the group
 };
 
 class Backend final : public c10d::Backend {
@@ -146,6 +148,8 @@ class Backend final : public c10d::Backend {
   void shutdown() override;
 
  private:
+  // A group of processes that know each other from this one.
+  Membership beside_this() const;
   // Puts a Work that has just been started among those of startCoalescing. Under issue_mutex_.
   void note_issued(const c10::intrusive_ptr<c10d::Work>& work);
   // Starts every part of a call and returns its Work.
@@ -174,14 +178,13 @@ class Backend final : public c10d::Backend {
 
   std::shared_ptr<const GroupContext> context_;  // written by the constructor
   c10::intrusive_ptr<Options> options_;          // second: see gloo_threads
-  const std::string key_;                        // of the group, see Membership
+  const std::string board_;                      // of the group, see Membership
+  std::shared_ptr<const void> keeper_;           // guarded by issue_mutex_, until shutdown
   const std::shared_ptr<SparseLane> sparse_lane_ = std::make_shared<SparseLane>();
   std::atomic<uint64_t> sequence_{0};                      // collectives issued so far
-  std::mutex issue_mutex_;                                 // one call at a time is started
+  mutable std::mutex issue_mutex_;                         // one call at a time is started
   bool is_coalescing_ = false;                             // guarded by issue_mutex_
   std::vector<c10::intrusive_ptr<c10d::Work>> coalesced_;  // guarded by issue_mutex_
-  std::map<std::vector<int>, uint64_t> splits_;            // made so far; guarded by issue_mutex_
-  uint64_t merges_ = 0;                                    // begun so far; guarded by issue_mutex_
   std::atomic<bool> is_shut_down_{false};
 };
 

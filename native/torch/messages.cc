@@ -21,7 +21,7 @@ Works Backend::point_to_point(const char* name, c10d::OpType type, OperationKind
   const at::Tensor& tensor = tensors.front();
   check_tensor(name, tensor);
   TORCH_CHECK(tag >= 0, "securefabric::", name, ": Tag must be nonnegative (tag ", tag, ")");
-  const bool is_any = peer == collective::kAnySource;
+  const bool is_any = type == c10d::OpType::RECVANYSOURCE;
   TORCH_CHECK(is_any || peer < static_cast<uint32_t>(size_), "securefabric::", name,
               ": invalid rank ", static_cast<int>(peer), " in a group of ", size_);
   TORCH_CHECK(peer != static_cast<uint32_t>(rank_), "securefabric::", name,

@@ -18,6 +18,7 @@
 #include "torch/errors.h"
 #include "torch/signals.h"
 #include "torch/store.h"
+#include "torch/store_prefix.h"
 #include "torch/unlocked_gil.h"
 
 namespace py = pybind11;
@@ -85,21 +86,25 @@ Error error_from(const py::error_already_set& raised) {
   return Error{ErrorCode::kAuth, kind + ": " + text};
 }
 
-// A Python callable that native threads call. It is released with the GIL held, or never.
+// What native threads may drop: it is released with the GIL held, or never.
+std::shared_ptr<py::object> shared_with_threads(py::object object) {
+  return {new py::object(std::move(object)), [](py::object* held) {
+            if (Py_IsInitialized() == 0) return;
+            const py::gil_scoped_acquire gil;
+            delete held;
+          }};
+}
+
+// A Python callable that native threads call.
 class Resolver {
  public:
-  explicit Resolver(py::object callable)
-      : callable_(new py::object(std::move(callable)), [](py::object* held) {
-          if (Py_IsInitialized() == 0) return;
-          const py::gil_scoped_acquire gil;
-          delete held;
-        }) {}
+  explicit Resolver(py::object callable) : callable_(shared_with_threads(std::move(callable))) {}
 
-  base::Result<std::optional<net::Fabric::Peer>> operator()(const std::string& group_key,
+  base::Result<std::optional<net::Fabric::Peer>> operator()(const std::string& board,
                                                             base::Rank rank) const {
     const py::gil_scoped_acquire gil;
     try {
-      const py::object entry = (*callable_)(group_key, rank.value);
+      const py::object entry = (*callable_)(board, rank.value);
       if (entry.is_none()) return std::optional<net::Fabric::Peer>();
       return std::optional(peer_from(entry));
     } catch (const py::error_already_set& raised) {
@@ -351,16 +356,22 @@ void bind_backend(py::module_& module) {
 
   py::class_<Backend, c10d::Backend, c10::intrusive_ptr<Backend>>(module, "Backend")
       .def(py::init([](FabricHandle& handle, int group_rank, int group_size, std::string group_name,
-                       std::string group_key, std::vector<int64_t> global_ranks,
-                       const Options& options) {
+                       std::string identity, std::vector<int64_t> global_ranks,
+                       const Options& options, std::string board, py::object keeper) {
+             Membership membership{group_rank,
+                                   group_size,
+                                   std::move(group_name),
+                                   std::move(identity),
+                                   std::move(board),
+                                   std::move(global_ranks),
+                                   shared_with_threads(std::move(keeper))};
              const py::gil_scoped_release unlocked;
-             Membership membership{group_rank, group_size, std::move(group_name),
-                                   std::move(group_key), std::move(global_ranks)};
              return c10::make_intrusive<Backend>(handle.fabric, std::move(membership),
                                                  Options::copy_of(options), handle.eager_connect);
            }),
            py::kw_only(), py::arg("fabric"), py::arg("group_rank"), py::arg("group_size"),
-           py::arg("group_name"), py::arg("group_key"), py::arg("global_ranks"), py::arg("options"))
+           py::arg("group_name"), py::arg("identity"), py::arg("global_ranks"), py::arg("options"),
+           py::arg("board") = "", py::arg("keeper") = py::none())
       .def_property_readonly("options", &Backend::own_options)
       // Gloo's and NCCL's name of set_timeout, which torch's _set_pg_timeout calls.
       .def("_set_default_timeout", &Backend::setTimeout, py::call_guard<py::gil_scoped_release>(),
@@ -382,6 +393,7 @@ PYBIND11_MODULE(_C, module) {
   securefabric::torch_room::bind_fabric(module);
   securefabric::torch_room::bind_backend(module);
   securefabric::torch_room::bind_store(module);
+  module.def("store_prefix", &securefabric::torch_room::prefix_of, py::arg("store"));
   module.def("select_interfaces", &securefabric::torch_room::selected_interfaces,
              py::arg("grammar"));
 }

@@ -39,15 +39,15 @@ class TestBoard {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_[fabric.rank()] = engines;
   }
-  base::Result<Entry> look_up(const std::string& group_key, base::Rank rank) {
+  base::Result<Entry> look_up(const std::string& board, base::Rank rank) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    ++look_ups_[group_key];
+    ++look_ups_[board];
     const auto at = entries_.find(rank);
     return at == entries_.end() ? Entry() : Entry(at->second);
   }
-  int look_ups(const std::string& group_key) {
+  int look_ups(const std::string& board) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return look_ups_[group_key];
+    return look_ups_[board];
   }
 
  private:
@@ -94,7 +94,7 @@ class FabricJob {
   Fabric::Groups add_group(uint32_t rank, const std::string& key, bool eager_connect = false) {
     std::vector<base::Rank> ranks;
     for (uint32_t i = 0; i < size_; ++i) ranks.push_back(base::Rank{i});
-    return fabrics_[rank]->add_group(key, key, rank, ranks, eager_connect).value();
+    return fabrics_[rank]->add_group({key, key, key, rank, ranks}, eager_connect).value();
   }
 
   std::shared_ptr<Fabric>& fabric(uint32_t rank) { return fabrics_[rank]; }

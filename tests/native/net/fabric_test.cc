@@ -254,7 +254,8 @@ TEST(Fabric, shutdown__by_several_threads_and_again) {
   job.fabric(0)->shutdown();
   const auto call = make_call(job.group(0));
   EXPECT_FALSE(job.fabric(0)->driver().submit(call->operation));
-  const auto group = job.fabric(0)->add_group("late", "late", 0, {Rank{0}, Rank{1}}, true);
+  const auto group =
+      job.fabric(0)->add_group({"late", "late", "late", 0, {Rank{0}, Rank{1}}}, true);
   ASSERT_FALSE(group);
   EXPECT_EQ(group.error().code, ErrorCode::kAborted);
   job.fabric(0)->remove_group(job.groups(0), std::nullopt);
@@ -345,7 +346,7 @@ TEST(Fabric, add_group__members_that_cannot_be_are_refused) {
       {0, {Rank{0}, Rank{1}, Rank{1}}},  // one twice
   };
   for (const auto& [rank, ranks] : wrong) {
-    const auto group = fabric.add_group("wrong", "wrong", rank, ranks, true);
+    const auto group = fabric.add_group({"wrong", "wrong", "wrong", rank, ranks}, true);
     ASSERT_FALSE(group);
     EXPECT_EQ(group.error().code, ErrorCode::kConfig) << group.error().message;
   }
@@ -377,7 +378,7 @@ TEST(Fabric, fork__the_child_refuses_and_leaves_everything_as_it_is) {
   if (child == 0) {
     ::alarm(20);
     Fabric& fabric = *job.fabric(0);
-    const auto group = fabric.add_group("child", "child", 0, {Rank{0}, Rank{1}}, true);
+    const auto group = fabric.add_group({"child", "child", "child", 0, {Rank{0}, Rank{1}}}, true);
     const bool is_right = !group && group.error().code == ErrorCode::kForked &&
                           !fabric.set_entry({}) && fabric.stats().peers == 0;
     fabric.remove_group(job.groups(0), std::nullopt);
