@@ -91,8 +91,11 @@ def test_job_key__the_store_has_keys_of_its_own() -> None:
     assert {len(secret) for secret in secrets.values()} == {32}
     other = job_key(KEY_FILE.replace("abcdef", "abcdee"))
     assert bytes(other.store_secret("server")) not in secrets.values()
-    with pytest.raises(ValueError, match="role is server or client"):
-        job_key().store_secret("broker")
+    for role, secret in secrets.items():
+        assert job_key().store_public(role) == _core.x25519_public(secret)
+    for call in (job_key().store_secret, job_key().store_public):
+        with pytest.raises(ValueError, match="role is server or client"):
+            call("broker")
 
 
 # Status

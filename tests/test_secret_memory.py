@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +23,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import join, run_ranks
+from zmq.utils import z85
 
 from securefabric.identity import suite_provider, suite_refusal, write_key_file
+from securefabric.store import open_store
+from securefabric.store.keys import curve_keys
 
 pytestmark = [
     pytest.mark.slow,
@@ -160,3 +165,36 @@ def test_secrets__lie_in_locked_memory_alone_and_are_gone_with_the_fabric(
     assert scans["alive"] == {canary}, "secrets outside of secret memory while the job runs"
     assert scans["left"] == set(), "secrets that nobody wiped"
     assert scans["gone"] == {canary}, "copies of secrets that nobody wiped"
+
+
+CLIENT = """
+import sys, torch
+from securefabric.store import open_store
+store = open_store("127.0.0.1", int(sys.argv[1]), key_file=sys.argv[2])
+store.set("a", "b")
+print("connected", flush=True)
+input()
+"""
+
+
+def test_secrets__a_stores_client_never_has_the_servers(tmp_path: Path) -> None:
+    key_file = str(tmp_path / "job.key")
+    write_key_file(key_file, "aes-256-gcm")
+    server: Any = open_store("127.0.0.1", 0, serve=True, key_file=key_file)
+    command = [sys.executable, "-c", CLIENT, str(server.port), key_file]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == "connected\n"
+        keys = curve_keys(key_file, serve=True)
+        counts = dict.fromkeys((keys.server_secret, keys.client_secret), 0)
+        for mapping in mappings_of(client.pid):
+            if mapping.is_writable and not mapping.is_arena:
+                memory = read(client.pid, mapping)
+                for secret in counts:
+                    counts[secret] += memory.count(secret) + memory.count(z85.decode(secret))
+        client.stdin.write("end\n")
+        client.stdin.flush()
+    assert counts[keys.server_secret] == 0
+    assert counts[keys.client_secret] > 0  # so the search finds what is there
+    server.client.close()

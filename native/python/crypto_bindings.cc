@@ -39,8 +39,7 @@ void require_size(const char* what, size_t size, size_t needed) {
 }
 
 // Copies a published value into secret memory; the Python object keeps its own copy.
-SecretBuffer to_secret(const py::bytes& source) {
-  const Bytes bytes = view_of(source);
+SecretBuffer to_secret(Bytes bytes) {
   if (bytes.size() > kSecretBytesMax) throw py::value_error("value too large");
   SecretBuffer secret = SecretBuffer::allocate(bytes.size());
   std::copy(bytes.begin(), bytes.end(), secret.bytes().begin());
@@ -168,7 +167,7 @@ py::bytes hkdf(const py::bytes& salt, const py::bytes& input, const py::bytes& i
 
 KeyPair key_pair(const py::bytes& private_key) {
   require_size("private key", view_of(private_key).size(), kPrivateKeyBytes);
-  return KeyPair::from_private(to_secret(private_key));
+  return KeyPair::from_private(to_secret(view_of(private_key)));
 }
 
 py::bytes x25519_public(const py::bytes& private_key) {
@@ -208,7 +207,7 @@ std::unique_ptr<Path> make_path(const std::string& suite, const py::bytes& secre
     throw py::value_error("generation_bits not in 1.." +
                           std::to_string(provider.generation_bits_max()));
   }
-  return std::make_unique<Path>(provider, to_secret(secret), base::PathId{path_id},
+  return std::make_unique<Path>(provider, to_secret(view_of(secret)), base::PathId{path_id},
                                 generation_bits);
 }
 
@@ -241,12 +240,12 @@ std::pair<std::string, std::optional<py::bytes>> open_packet(PathOpener& opener,
 
 void begin_epoch(PathSealer& sealer, const py::bytes& secret) {
   require_size("path secret", view_of(secret).size(), kHashBytes);
-  sealer.begin_epoch(to_secret(secret));
+  sealer.begin_epoch(to_secret(view_of(secret)));
 }
 
 void install_epoch(PathOpener& opener, unsigned epoch, const py::bytes& secret) {
   require_size("path secret", view_of(secret).size(), kHashBytes);
-  opener.install_epoch(static_cast<EpochBit>(epoch & 1), to_secret(secret));
+  opener.install_epoch(static_cast<EpochBit>(epoch & 1), to_secret(view_of(secret)));
 }
 
 JobKey parse_job_key(py::bytearray text) {
@@ -259,10 +258,19 @@ py::bytearray format_job_key(const std::string& suite, py::bytearray random) {
   return {reinterpret_cast<const char*>(text.view().data()), text.size()};
 }
 
-py::bytearray store_secret(const JobKey& key, const std::string& role) {
+Bytes store_secret_of(const JobKey& key, const std::string& role) {
   if (role != "server" && role != "client") throw py::value_error("role is server or client");
-  const Bytes secret = key.store_secret(role == "server" ? StoreRole::kServer : StoreRole::kClient);
+  return key.store_secret(role == "server" ? StoreRole::kServer : StoreRole::kClient);
+}
+
+py::bytearray store_secret(const JobKey& key, const std::string& role) {
+  const Bytes secret = store_secret_of(key, role);
   return {reinterpret_cast<const char*>(secret.data()), secret.size()};
+}
+
+py::bytes store_public(const JobKey& key, const std::string& role) {
+  const KeyPair pair = KeyPair::from_private(to_secret(store_secret_of(key, role)));
+  return to_python(pair.public_key());
 }
 
 std::string describe(const JobKey& key) {
@@ -294,6 +302,8 @@ void bind_job_key(py::module_& module) {
           py::arg("message"), py::arg("evidence"), "Check what evidence() returned, anywhere.")
       .def("store_secret", &store_secret, py::arg("role"),
            "The private CURVE key of the store's \"server\" or \"client\"; the caller wipes it.")
+      .def("store_public", &store_public, py::arg("role"),
+           "The public key to store_secret(), which leaves no copy of that.")
       .def("__repr__", &describe);
 }
 

@@ -69,7 +69,7 @@ def open_store(
     from .._C import Store
 
     timeout = min(timeout, LONGEST_TIMEOUT)
-    keys = curve_keys(Options().key_file if key_file is None else key_file)
+    keys = curve_keys(Options().key_file if key_file is None else key_file, serve=serve)
     address = resolve(host)
     server = None
     if serve:
@@ -82,6 +82,7 @@ def open_store(
                 f"address of this host ({host} stands for {address} here)"
             ) from None
         port = server.port
+        keys = keys.without_server()
     client = Client(
         address=address,
         port=port,

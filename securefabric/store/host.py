@@ -65,6 +65,7 @@ def _start(settings: Settings) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path)],
+        bufsize=0,  # a buffer would keep the secret for as long as the pipe is open
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

@@ -1,14 +1,14 @@
 """CURVE keys of a job's store, derived from the job key: whoever holds that can serve and connect.
 
 Clients pin the server by its public key, the server admits one client key and no other. Both are
-known to members alone, and neither is ever sent in the clear.
+known to members alone, and neither is ever sent in the clear. The server's secret is taken from the
+core's locked memory only where a server is started, is handed over, and dropped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import zmq
 from zmq.utils import z85
 
 from ..identity import read_key_text
@@ -23,13 +23,21 @@ class CurveKeys:
     key_id: str
     """Of the job key; public."""
     server_public: bytes
-    server_secret: bytes = field(repr=False)
     client_public: bytes
     client_secret: bytes = field(repr=False)
+    server_secret: bytes = field(default=b"", repr=False)
+    """Only where the server is started, and only until it has been."""
+
+    def without_server(self) -> CurveKeys:
+        """Return what a client needs."""
+        return replace(self, server_secret=b"")
 
 
-def curve_keys(key_file: str) -> CurveKeys:
-    """Return the keys of the job's store. Raises ConfigError when the key file is unusable."""
+def curve_keys(key_file: str, *, serve: bool = False) -> CurveKeys:
+    """Return the keys of the job's store, the server's secret only for who is to serve it.
+
+    Raises ConfigError when the key file is unusable.
+    """
     from .._core import JobKey
 
     text = read_key_text(key_file)
@@ -39,15 +47,17 @@ def curve_keys(key_file: str) -> CurveKeys:
         from ..errors import ConfigError
 
         raise ConfigError(f"key file {key_file}: {error}") from None
-    secrets = {}
-    for role in ("server", "client"):
-        secret = job_key.store_secret(role)
-        secrets[role] = z85.encode(bytes(secret))
-        secret[:] = bytes(len(secret))
     return CurveKeys(
         key_id=job_key.key_id,
-        server_public=zmq.curve_public(secrets["server"]),
-        server_secret=secrets["server"],
-        client_public=zmq.curve_public(secrets["client"]),
-        client_secret=secrets["client"],
+        server_public=z85.encode(job_key.store_public("server")),
+        client_public=z85.encode(job_key.store_public("client")),
+        client_secret=_z85(job_key.store_secret("client")),
+        server_secret=_z85(job_key.store_secret("server")) if serve else b"",
     )
+
+
+def _z85(secret: bytearray) -> bytes:
+    """Return a secret as ZeroMQ wants it, and wipe it."""
+    text: bytes = z85.encode(secret)
+    secret[:] = bytes(len(secret))
+    return text
