@@ -1,4 +1,4 @@
-"""What a group is called: a text that is equal on its members, and the store's in a nonce alone.
+"""What a group is called: a text that is equal on its members; a store has a say in a nonce alone.
 
 The native core counts the groups of one identity and hashes both (PROTOCOL.md §7.1), so a process
 has no two groups with one digest, and ranks whose digests differ do not meet.

@@ -1,13 +1,17 @@
-"""Processes that end without having destroyed their groups: quietly, in time, without a crash."""
+"""Processes that end with groups, quietly, in time, without a crash; groups that leave nothing."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
 from torch._C._distributed_c10d import TCPStore
 
 BEGIN = """
@@ -132,3 +136,26 @@ def test_fabric__its_last_reference_may_go_while_its_threads_need_the_gil(key_fi
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "ended\n"
+
+
+def make_and_destroy_groups(rank: int) -> list[int]:
+    """Descriptors after each group of ours in a world of Gloo's, ended in both ways."""
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    left = []
+    for turn in range(6):
+        group = dist.new_group(backend="securefabric")
+        half = group.split_group([0, 1]) if turn % 2 else None
+        tensor = torch.tensor([float(rank)])
+        dist.all_reduce(tensor, group=group)
+        assert float(tensor) == 1
+        dist.destroy_process_group(group)
+        del group, half
+        left.append(len(os.listdir("/proc/self/fd")))
+    dist.destroy_process_group()
+    return left
+
+
+def test_groups__that_ended_leave_no_descriptors_where_the_world_is_anothers(key_file: str) -> None:
+    for outcome in run_ranks(make_and_destroy_groups, 2, key_file=key_file):
+        assert outcome.error is None, outcome.details
+        assert len(set(outcome.value[2:])) == 1, outcome.value
