@@ -24,7 +24,7 @@ from .options import ENGINES_MAX
 from .roster import PeerEntry, Roster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch._C._distributed_c10d import Store
 
@@ -39,6 +39,7 @@ __all__ = [
 T = TypeVar("T")
 
 _ENTRY: Final = "securefabric/entry/{rank}"
+_MET: Final = "securefabric/met/{rank}"
 _KEM: Final = "securefabric/kem/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _PROCESSES: Final = "securefabric/processes/{rank}"
@@ -78,17 +79,23 @@ class Board:
         self._store = _clone(store)
         self._store.set_timeout(timedelta(seconds=join_timeout_s))
 
-    def publish(self, *, former_entries: frozenset[bytes]) -> None:
+    def publish(
+        self, *, former_entries: frozenset[bytes], met: Mapping[int, bytes] | None = None
+    ) -> None:
         """Put this process's entry on the board.
 
-        former_entries are those that this process published before and may replace. Raises
-        DuplicateRank when another process's valid entry stands there.
+        former_entries are those that this process published before and may replace; met are the
+        boot ids of the ranks that it has found elsewhere. Raises DuplicateRank when another
+        process's valid entry stands there.
         """
         roster = self._roster
         with self._lock:
             standing = self._ask(lambda: self._entry_of(roster.own.rank))
             if standing is not None and standing not in former_entries:
                 self._refuse_claimed(standing)
+            if met:
+                known = "".join(f",{rank}:{boot_id.hex()}" for rank, boot_id in met.items())
+                self._ask(lambda: self._store.set(_MET.format(rank=roster.own.rank), known))
             key = _ENTRY.format(rank=roster.own.rank)
             self._ask(lambda: self._store.set(key, roster.own_entry))
 
@@ -110,7 +117,25 @@ class Board:
         if entry is None:
             return None
         peer = self._roster.verify(rank, entry)
+        self._check_not_second(rank)
         return self._agree_by_kem(peer) if self._roster.has_kem else peer
+
+    def _check_not_second(self, rank: int) -> None:
+        """Raise ConfigError if a rank says that it has met another process of this one's rank.
+
+        It will not link to a second one. Nothing proves that it is this rank who says so.
+        """
+        own = self._roster.own
+        with self._lock:
+            known = self._ask(lambda: self._value_of(_MET.format(rank=rank)))
+        _, mark, rest = (known or b"").partition(b",%d:" % own.rank)
+        met = rest[: 2 * len(own.boot_id)]
+        if mark and met.isalnum() and met != own.boot_id.hex().encode():
+            raise ConfigError(
+                f"rank {rank} still holds the link to a former process of rank {own.rank} (boot "
+                f"{met[:8].decode()}), whose place this one has taken; a rank "
+                "that was lost cannot be replaced in this version: restart all ranks"
+            )
 
     def _agree_by_kem(self, peer: PeerEntry) -> PeerEntry | None:
         """Complete a peer by the secret that ML-KEM shares with it; None while there is none."""

@@ -87,6 +87,7 @@ class ProcessFabric:
         self._world: ref[_World] | None = None  # of the newest world of ours
         # Held by the backends of their groups, so that their connections end with these.
         self._boards: WeakValueDictionary[str, Board] = WeakValueDictionary()
+        self._met: dict[int, bytes] = {}  # boot ids of the ranks that were looked up
         self._tuning = read_tuning(options.tuning_file)
         identity, self.native = self._make_native(agree, is_one_host)
         self.suite = self.native.suite
@@ -139,12 +140,17 @@ class ProcessFabric:
     def resolve(self, board: str, rank: int) -> PeerEntry | None:
         """Find a peer for the native core, which calls this from a thread of its own."""
         found = self._boards.get(board)
-        return None if found is None else found.look_up(rank)  # its groups have just ended
+        if found is None:  # its groups have just ended
+            return None
+        peer = found.look_up(rank)
+        if peer is not None:
+            self._met[rank] = peer.boot_id
+        return peer
 
     def _bring_board(self, store: Store) -> Board:
         """Publish this rank in a store that its ranks have not met in yet."""
         board = Board(store, self.roster, self.options.join_timeout_s)
-        board.publish(former_entries=frozenset(_published))
+        board.publish(former_entries=frozenset(_published), met=dict(self._met))
         _published.add(self.roster.own_entry)
         self._boards[board.name] = board
         return board

@@ -84,6 +84,24 @@ def test_publish__a_place_that_is_taken_is_refused() -> None:
         published(store, 1, boot_id=b"n" * 16)
 
 
+def test_look_up__a_rank_that_met_another_process_of_this_one_is_named() -> None:
+    store = HashStore()
+    board = Board(store, roster_of(0), 5.0)
+    own, others = make_body(1).boot_id, {2: b"x" * 16, 11: b"y" * 16}
+    board.publish(former_entries=NOTHING, met={**others, 1: own})
+    assert published(store, 1).look_up(0) is not None
+    board.publish(former_entries=frozenset({roster_of(0).own_entry}), met={**others, 1: b"f" * 16})
+    second = published(HashStore(), 1)
+    second._store = store
+    with pytest.raises(
+        ConfigError, match=r"former process of rank 1 \(boot 66666666\).*restart all"
+    ):
+        second.look_up(0)
+    for junk in (b",1:", b",1:\0\xff", b"nonsense"):
+        store.set("securefabric/met/0", junk)  # type: ignore[arg-type]  # torch's stub
+        assert second.look_up(0) is not None
+
+
 def test_publish__own_former_entries_may_be_replaced() -> None:
     store = HashStore()
     former = roster_of(1)
