@@ -8,6 +8,9 @@
 
 namespace securefabric::net {
 
+inline constexpr size_t kIpv4Overhead = 28;  // IP and UDP headers
+inline constexpr size_t kIpv6Overhead = 48;
+
 // A sockaddr with room for both families, small enough to build on the stack for each send.
 class NativeAddress {
  public:

@@ -351,8 +351,9 @@ void Driver::sleep_in_wait(Instant until) {
     };
     watch_writable(true);
     const Instant deadline = base::earlier(until, engine_.poll_timeout());
-    (void)waiter_poller_.wait(deadline - now());
+    const auto polled = waiter_poller_.wait(deadline - now());
     watch_writable(false);
+    if (!polled) on_socket_error(polled.error());
   }
   waiter_sleeps_.store(false);
 }
@@ -417,9 +418,20 @@ void Driver::progress_loop() {
     }
     progress_deadline_.store(deadline.nanos());
     const bool is_late = engine_deadline_.load() < deadline.nanos() || has_tasks_.load();
-    if (!is_late && !is_ending_.load()) (void)progress_poller_.wait(deadline - now());
+    if (!is_late && !is_ending_.load()) poll_in_progress(deadline - now());
     progress_deadline_.store(0);
   }
+}
+
+// Who cannot wait for sockets would ask them without end: everything fails instead, by name.
+void Driver::poll_in_progress(Duration timeout) {
+  const auto polled = progress_poller_.wait(timeout);
+  if (polled) return;
+  {
+    const std::lock_guard<std::mutex> engine(engine_mutex_);
+    if (!fatal_) on_socket_error(polled.error());
+  }
+  sleep_lazily();
 }
 
 void Driver::sleep_lazily() {

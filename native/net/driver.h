@@ -159,6 +159,7 @@ class Driver {
   void remind_progress();
 
   void progress_loop();
+  void poll_in_progress(base::Duration timeout);
   void sleep_lazily();
   void end_engine();
   void end_threads();

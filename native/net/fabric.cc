@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "crypto/kdf.h"
 #include "crypto/key_exchange.h"
+#include "net/address.h"
 #include "net/clock.h"
 #include "net/entropy.h"
 #include "net/interfaces.h"
@@ -23,8 +24,6 @@ using base::Status;
 
 namespace {
 
-constexpr size_t kIpv4Overhead = 28;  // IP and UDP headers
-constexpr size_t kIpv6Overhead = 48;
 // An entry is there at the first look, unless the rank is late: each look asks a server that all
 // ranks share, so it is asked less and less often.
 constexpr Duration kResolveIntervalMin = Duration::millis(20);
@@ -37,25 +36,35 @@ struct LocalAddress {
   uint32_t mtu = 0;             // of its interface
 };
 
+// The addresses that were asked for one by one, with what is known of their interfaces.
+Result<std::vector<Interface>> find_addresses(const std::vector<std::string>& texts,
+                                              const std::vector<Interface>& all) {
+  std::vector<Interface> found;
+  for (const std::string& text : texts) {
+    const auto address = base::SocketAddress::parse_ip(text);
+    if (!address) return address.error();
+    Interface named{.address = address.value()};
+    for (const Interface& interface : all) {
+      if (interface.address.ip_text() == address.value().ip_text()) named = interface;
+    }
+    found.push_back(std::move(named));
+  }
+  return found;
+}
+
 Result<std::vector<LocalAddress>> choose_addresses(const FabricConfig& config) {
   const auto all = list_interfaces();
   if (!all) return all.error();
-  std::vector<LocalAddress> chosen;
-  if (!config.addresses.empty()) {
-    for (const std::string& text : config.addresses) {
-      const auto address = base::SocketAddress::parse_ip(text);
-      if (!address) return address.error();
-      uint32_t mtu = 0;
-      for (const Interface& interface : all.value()) {
-        if (interface.address.ip_text() == address.value().ip_text()) mtu = interface.mtu;
-      }
-      chosen.push_back({address.value(), mtu});
-    }
-    return chosen;
-  }
-  const auto selected = select_interfaces(all.value(), config.interfaces);
+  auto selected = config.addresses.empty() ? select_interfaces(all.value(), config.interfaces)
+                                           : find_addresses(config.addresses, all.value());
   if (!selected) return selected.error();
-  for (const Interface& interface : selected.value()) {
+  auto wide = drop_narrow(selected.value(), transport::kDatagramBytesMin);
+  if (!wide) return wide.error();
+  const size_t sockets =
+      std::min(transport::kSocketsMax, transport::kSocketsOfRankMax / config.engines);
+  const size_t addresses = std::max<size_t>(1, sockets / config.sockets_per_interface);
+  std::vector<LocalAddress> chosen;
+  for (const Interface& interface : keep_first(std::move(wide).value(), addresses)) {
     chosen.push_back({interface.address, interface.mtu});
   }
   return chosen;

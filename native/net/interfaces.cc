@@ -9,11 +9,13 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <tuple>
 #include <utility>
 
 #include "net/address.h"
+#include "net/file_descriptor.h"
 #include "net/system_error.h"
 
 namespace securefabric::net {
@@ -145,7 +147,8 @@ base::Result<std::vector<Interface>> list_interfaces() {
   ifaddrs* head = nullptr;
   if (::getifaddrs(&head) != 0) return system_error("getifaddrs", errno);
   const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> list(head, &::freeifaddrs);
-  const FileDescriptor any_socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const auto any_socket =
+      FileDescriptor::open([] { return ::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0); });
   std::vector<Interface> found;
   for (const ifaddrs* entry = head; entry != nullptr; entry = entry->ifa_next) {
     if (entry->ifa_addr == nullptr) continue;  // an interface without addresses
@@ -171,12 +174,48 @@ base::Result<std::vector<Interface>> select_interfaces(const std::vector<Interfa
   return chosen;
 }
 
+base::Result<std::vector<Interface>> drop_narrow(const std::vector<Interface>& from,
+                                                 size_t datagram_bytes) {
+  std::string narrow;
+  std::vector<Interface> wide = keep(from, [&](const Interface& candidate) {
+    const bool is_ipv6 = candidate.address.is_ipv6();
+    const size_t needed = datagram_bytes + (is_ipv6 ? kIpv6Overhead : kIpv4Overhead);
+    if (candidate.mtu == 0 || candidate.mtu >= needed) return true;
+    narrow += ' ' + candidate.name + '=' + candidate.address.ip_text() + " (MTU " +
+              std::to_string(candidate.mtu) + ", " + std::to_string(needed) + " needed)";
+    return false;
+  });
+  if (!wide.empty() || from.empty()) return wide;
+  return base::Error{base::ErrorCode::kConfig,
+                     "no network interface carries datagrams of " + std::to_string(datagram_bytes) +
+                         " bytes, the least that securefabric sends:" + narrow.substr(0, 1000) +
+                         "; raise its MTU, or choose others with SECUREFABRIC_SOCKET_IFNAME"};
+}
+
+std::vector<Interface> keep_first(std::vector<Interface> from, size_t count) {
+  if (from.size() <= count) return from;
+  // How many of the same interface and family come before each.
+  std::map<std::pair<uint32_t, base::AddressFamily>, size_t> seen;
+  std::vector<std::pair<size_t, size_t>> order;  // that number, index
+  for (size_t i = 0; i < from.size(); ++i) {
+    order.emplace_back(seen[{from[i].index, from[i].address.family()}]++, i);
+  }
+  std::sort(order.begin(), order.end());
+  order.resize(count);
+  std::vector<Interface> kept;
+  std::sort(order.begin(), order.end(),
+            [](const auto& a, const auto& b) { return a.second < b.second; });
+  for (const auto& [turn, index] : order) kept.push_back(std::move(from[index]));
+  return kept;
+}
+
 base::Result<base::SocketAddress> local_address_towards(const base::SocketAddress& remote) {
   const std::string action = "no route to " + remote.ip_text();
   NativeAddress address(remote.port() != 0 ? remote : remote.with_port(kDiscardPort));
   if (address.size() == 0) return base::Error{base::ErrorCode::kConfig, action};
-  const FileDescriptor fd(
-      ::socket(address.data()->sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  const auto fd = FileDescriptor::open([&] {
+    return ::socket(address.data()->sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  });
   if (!fd.is_open() || ::connect(fd.value(), address.data(), address.size()) != 0) {
     return system_error(action, errno, base::ErrorCode::kConfig);
   }

@@ -1,6 +1,6 @@
 // Which local addresses a rank may bind its sockets to.
 //
-//   list_interfaces() (syscalls) -> select_interfaces() (pure) -> bind
+//   list_interfaces() (syscalls) -> select_interfaces(), drop_narrow(), keep_first() (pure) -> bind
 //   local_address_towards(rendezvous host) -> the address to prefer among them
 #pragma once
 
@@ -41,6 +41,15 @@ base::Result<std::vector<Interface>> list_interfaces();
 // that was named and has no other. Error: kConfig, naming what there was to choose from.
 base::Result<std::vector<Interface>> select_interfaces(const std::vector<Interface>& all,
                                                        std::string_view grammar);
+
+// Drops interfaces that cannot carry datagrams of so many bytes, and keeps those whose MTU nobody
+// knows. Error: kConfig, naming them, when none is left.
+base::Result<std::vector<Interface>> drop_narrow(const std::vector<Interface>& from,
+                                                 size_t datagram_bytes);
+
+// At most `count` of them, in their order: the first address that each interface has of each
+// family, then the second of each, and so on.
+std::vector<Interface> keep_first(std::vector<Interface> from, size_t count);
 
 // The local address (port 0) from which this host would send to `remote`: asks the routing table,
 // sends nothing. Error: kConfig when no route leads there.

@@ -3,12 +3,14 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <limits>
 #include <utility>
 
 #include "base/check.h"
+#include "net/system_error.h"
 
 namespace securefabric::net {
 namespace {
@@ -34,15 +36,16 @@ ReadySocket describe(const epoll_event& event) {
 }  // namespace
 
 base::Result<Poller> Poller::make() {
-  FileDescriptor epoll(::epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll.is_open()) return system_error("epoll_create1", errno);
-  FileDescriptor event(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!event.is_open()) return system_error("eventfd", errno);
-  FileDescriptor timer(::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
-  if (!timer.is_open()) return system_error("timerfd_create", errno);
+  auto epoll = FileDescriptor::open([] { return ::epoll_create1(EPOLL_CLOEXEC); });
+  if (!epoll.is_open()) return refusal("epoll_create1", errno);
+  auto event = FileDescriptor::open([] { return ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); });
+  if (!event.is_open()) return refusal("eventfd", errno);
+  auto timer = FileDescriptor::open(
+      [] { return ::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK); });
+  if (!timer.is_open()) return refusal("timerfd_create", errno);
   if (!add_internal(epoll.value(), event.value(), kEventToken) ||
       !add_internal(epoll.value(), timer.value(), kTimerToken)) {
-    return system_error("epoll_ctl", errno);
+    return refusal("epoll_ctl", errno);
   }
   return Poller(std::move(epoll), std::move(event), std::move(timer));
 }
@@ -69,7 +72,7 @@ base::Status Poller::control(int operation, int fd, uint32_t events, uint32_t to
   event.events = events;
   event.data.u32 = token;
   if (::epoll_ctl(epoll_.value(), operation, fd, &event) != 0) {
-    return system_error("epoll_ctl", errno);
+    return refusal("epoll_ctl", errno);
   }
   return base::ok_status();
 }
@@ -85,7 +88,7 @@ base::Status Poller::arm_timer(base::Duration timeout) {
     setting.it_value.tv_nsec = timeout.nanos() % kNanosPerSecond;
   }
   if (::timerfd_settime(timer_.value(), 0, &setting, nullptr) != 0) {
-    return system_error("timerfd_settime", errno);
+    return refusal("timerfd_settime", errno);
   }
   is_timer_armed_ = !is_endless;
   return base::ok_status();
@@ -99,7 +102,7 @@ base::Result<PollResult> Poller::wait(base::Duration timeout) {
   std::array<epoll_event, kReadyMax> events;  // the kernel writes what it reports
   const int count = ::epoll_wait(epoll_.value(), events.data(), static_cast<int>(events.size()),
                                  only_looks ? 0 : -1);
-  if (count < 0 && errno != EINTR) return system_error("epoll_wait", errno);
+  if (count < 0 && errno != EINTR) return refusal("epoll_wait", errno);
 
   PollResult result;
   size_t ready_count = 0;

@@ -13,7 +13,7 @@
 
 #include "base/result.h"
 #include "base/time.h"
-#include "net/system_error.h"
+#include "net/file_descriptor.h"
 
 namespace securefabric::net {
 

@@ -1,13 +1,14 @@
 #include "net/socket_port.h"
 
 #include <algorithm>
+#include <cerrno>
 
+#include "net/address.h"
 #include "net/clock.h"
+#include "net/system_error.h"
 
 namespace securefabric::net {
 
-using base::Error;
-using base::ErrorCode;
 using base::Instant;
 using base::Result;
 
@@ -21,6 +22,26 @@ base::Duration waited(const ReceivedBurst& burst, Instant now, base::Duration si
   if (burst.stamped_ns == 0) return base::Duration();
   const base::Duration age = now - (Instant::from_nanos(burst.stamped_ns) + since_realtime);
   return age > base::Duration() && age < kWaitMax ? age : base::Duration();
+}
+
+std::string describe_send_error(const base::SocketAddress& from, const base::SocketAddress& to,
+                                size_t datagram_bytes, int error_number) {
+  std::string text =
+      system_error("from " + from.to_text() + " to " + to.to_text(), error_number).message;
+  const size_t packet_bytes = datagram_bytes + (to.is_ipv6() ? kIpv6Overhead : kIpv4Overhead);
+  if (error_number == EMSGSIZE) {
+    text += " (the interface takes no IP packet of " + std::to_string(packet_bytes) +
+            " bytes: raise its MTU, or choose others with SECUREFABRIC_SOCKET_IFNAME)";
+  } else if (error_number == EPERM || error_number == EACCES) {
+    text += " (a firewall rule or a sandbox of this host: allow UDP to leave it)";
+  } else if (error_number == EINVAL && from.is_loopback() && !to.is_loopback()) {
+    text +=
+        " (a loopback address reaches its own host only: set MASTER_ADDR to an address of "
+        "rank 0 that all hosts reach, on every rank)";
+  } else if (error_number == ENETUNREACH || error_number == EHOSTUNREACH) {
+    text += " (no route: choose the network with SECUREFABRIC_SOCKET_IFNAME)";
+  }
+  return text;
 }
 
 }  // namespace
@@ -63,16 +84,15 @@ Result<bool> SocketPort::receive_from(size_t socket, collective::Engine& engine,
 
 Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {
   bool any = !unsent_.empty();
-  if (const auto finished = finish_unsent(); !finished || !finished.value()) return finished;
+  if (const auto finished = finish_unsent(engine); !finished || !finished.value()) return finished;
   transport::Transmit out;
   // Sending takes its time: each burst carries its own, or round trips would look longer.
   while (engine.poll_transmit(std::max(now, net::now()), out)) {
     any = true;
-    const auto done = send(out.socket, out.to, out.segment_bytes, out.bytes);
+    const auto done = send(engine, out);
     if (!done) return done.error();
     if (done.value() < out.bytes.size()) {
-      unsent_.push_back({out.socket, out.to, out.segment_bytes,
-                         base::to_vector(out.bytes.subspan(done.value()))});
+      unsent_.push_back({out, base::to_vector(out.bytes.subspan(done.value()))});
       break;
     }
   }
@@ -80,10 +100,11 @@ Result<bool> SocketPort::transmit(collective::Engine& engine, Instant now) {
 }
 
 // True when nothing is left over.
-Result<bool> SocketPort::finish_unsent() {
+Result<bool> SocketPort::finish_unsent(collective::Engine& engine) {
   if (unsent_.empty()) return true;
   Unsent& rest = unsent_.front();
-  const auto done = send(rest.socket, rest.to, rest.segment_bytes, rest.bytes);
+  rest.burst.bytes = rest.bytes;
+  const auto done = send(engine, rest.burst);
   if (!done) return done.error();
   if (done.value() < rest.bytes.size()) {
     rest.bytes.erase(rest.bytes.begin(), rest.bytes.begin() + static_cast<ptrdiff_t>(done.value()));
@@ -93,21 +114,26 @@ Result<bool> SocketPort::finish_unsent() {
   return true;
 }
 
-Result<size_t> SocketPort::send(uint8_t socket, const base::SocketAddress& to, size_t segment_bytes,
-                                base::Bytes bytes) {
-  const SendResult result = sockets_[socket].send_burst(to, bytes, segment_bytes);
+Result<size_t> SocketPort::send(collective::Engine& engine, const transport::Transmit& burst) {
+  UdpSocket& socket = sockets_[burst.socket];
+  const SendResult result = socket.send_burst(burst.to, burst.bytes, burst.segment_bytes);
   switch (result.outcome) {
     case SendOutcome::kWouldBlock:
-      return std::min(result.segments_taken * segment_bytes, bytes.size());
+      return std::min(result.segments_taken * burst.segment_bytes, burst.bytes.size());
+    case SendOutcome::kSent: return burst.bytes.size();
     // Like a loss on the network: the transport sends the data again, on another path if it can.
-    case SendOutcome::kSent:
     case SendOutcome::kUnreachable:
-    case SendOutcome::kMessageTooLong: return bytes.size();
+    case SendOutcome::kMessageTooLong:
+      engine.endpoint().note_send_error(
+          burst.peer, burst.path,
+          describe_send_error(socket.local_address(), burst.to, burst.segment_bytes,
+                              result.error_number));
+      return burst.bytes.size();
     case SendOutcome::kFatal: break;
   }
-  return Error{ErrorCode::kSystem, "UDP socket " + sockets_[socket].local_address().to_text() +
-                                       " cannot be used any more (errno " +
-                                       std::to_string(result.error_number) + ")"};
+  return refusal(
+      "UDP socket " + socket.local_address().to_text() + " cannot be used any more: sendmsg",
+      result.error_number);
 }
 
 }  // namespace securefabric::net

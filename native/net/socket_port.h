@@ -30,7 +30,7 @@ class SocketPort {
 
   // Whose send buffer is full, if one's is: wait until it can be written, then transmit again.
   std::optional<uint8_t> blocked_socket() const {
-    return unsent_.empty() ? std::nullopt : std::optional(unsent_.front().socket);
+    return unsent_.empty() ? std::nullopt : std::optional(unsent_.front().burst.socket);
   }
   const std::vector<UdpSocket>& sockets() const { return sockets_; }
 
@@ -40,17 +40,14 @@ class SocketPort {
 
   // The rest of a burst.
   struct Unsent {
-    uint8_t socket = 0;
-    base::SocketAddress to;
-    size_t segment_bytes = 0;
+    transport::Transmit burst;  // but for its bytes, which are here
     std::vector<uint8_t> bytes;
   };
 
   base::Result<bool> receive_from(size_t socket, collective::Engine& engine, base::Instant now);
-  base::Result<bool> finish_unsent();
+  base::Result<bool> finish_unsent(collective::Engine& engine);
   // Returns how many bytes are done with: sent, or lost on the way like on any network.
-  base::Result<size_t> send(uint8_t socket, const base::SocketAddress& to, size_t segment_bytes,
-                            base::Bytes bytes);
+  base::Result<size_t> send(collective::Engine& engine, const transport::Transmit& burst);
 
   std::vector<UdpSocket> sockets_;  // indexed as in path ids
   ReceiveBuffers buffers_;          // shared by all sockets: stays in cache

@@ -1,8 +1,7 @@
-// An errno as a recoverable error, and the file descriptor that closes itself.
+// An errno as a recoverable error.
 #pragma once
 
-#include <unistd.h>
-
+#include <cerrno>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -17,25 +16,14 @@ inline base::Error system_error(std::string action, int error_number,
   return {code, std::move(action) + ": " + std::generic_category().message(error_number)};
 }
 
-// Owns one descriptor; -1 when it owns none.
-class FileDescriptor {
- public:
-  FileDescriptor() = default;
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
+// The same for calls that every kernel has: where one is not permitted, a sandbox forbids it.
+inline base::Error refusal(std::string action, int error_number) {
+  base::Error error = system_error(std::move(action), error_number);
+  if (error_number == EPERM || error_number == EACCES || error_number == ENOSYS) {
+    error.message +=
+        ". A sandbox of this process (seccomp, a container's profile) forbids the call; allow it";
   }
-  ~FileDescriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-
-  int value() const { return fd_; }
-  bool is_open() const { return fd_ >= 0; }
-
- private:
-  int fd_ = -1;  // closed by the destructor
-};
+  return error;
+}
 
 }  // namespace securefabric::net

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "net/address.h"
 #include "net/socket_options.h"
+#include "net/system_error.h"
 
 namespace securefabric::net {
 namespace {
@@ -22,7 +23,9 @@ constexpr int kSendFlags = MSG_DONTWAIT | MSG_NOSIGNAL;
 
 // The device or the kernel cannot do what the mode asks; a simpler mode may work. EINVAL also
 // stands for "segment larger than the MTU" in kernels before 6.10: the simpler mode tells.
-bool is_refusal(int error_number) {
+bool is_refusal(int error_number, SendMode mode) {
+  // Of a plain or segmented send it is a firewall's; sandboxes may know no other send than those.
+  if (error_number == EPERM) return mode == SendMode::kBatched;
   switch (error_number) {
     case EIO:
     case EINVAL:
@@ -41,14 +44,27 @@ SendOutcome classify_send_error(int error_number) {
     case EBADF:
     case ENOTSOCK:
     case EFAULT:
+    case ENOSYS:
     case EPIPE: return SendOutcome::kFatal;
     default: return SendOutcome::kUnreachable;
   }
 }
 
-bool is_fatal_receive_error(int error_number) {
-  return error_number == EBADF || error_number == ENOTSOCK || error_number == EFAULT ||
-         error_number == EINVAL || error_number == ENOSYS;
+// What passes by itself: anything else would come again at once, and keep a core busy for nothing.
+bool is_passing_receive_error(int error_number) {
+  switch (error_number) {
+    case EAGAIN:
+    case EINTR:
+    case ENOMEM:
+    case ENOBUFS:
+    case ECONNREFUSED:
+    case ECONNRESET:
+    case EHOSTUNREACH:
+    case EHOSTDOWN:
+    case ENETUNREACH:
+    case ENETDOWN: return true;
+    default: return false;
+  }
 }
 
 // The kernel reads what these point to and never writes there.
@@ -79,8 +95,10 @@ base::Result<UdpSocket> UdpSocket::bind(const base::SocketAddress& local,
   const std::string action = "cannot bind a UDP socket to " + local.to_text();
   NativeAddress address(local);
   if (address.size() == 0) return base::Error{base::ErrorCode::kConfig, action};
-  FileDescriptor fd(
-      ::socket(address.data()->sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_UDP));
+  auto fd = FileDescriptor::open([&] {
+    return ::socket(address.data()->sa_family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
+                    IPPROTO_UDP);
+  });
   if (!fd.is_open()) return system_error(action, errno, bind_error_code(errno));
   const SocketGrants grants = apply_socket_options(fd.value(), local.family(), options);
   if (::bind(fd.value(), address.data(), address.size()) != 0) {
@@ -119,7 +137,7 @@ SendResult UdpSocket::send_burst(const base::SocketAddress& to, base::Bytes burs
       result.segments_taken += segments;
       counters_.sent_segments += segments;
       burst = burst.subspan(sent.bytes_taken);
-    } else if (used != SendMode::kSingle && is_refusal(sent.error_number)) {
+    } else if (used != SendMode::kSingle && is_refusal(sent.error_number, used)) {
       count_refusal(mode);
       mode = mode == SendMode::kSegmented ? SendMode::kBatched : SendMode::kSingle;
       has_fallen_back = true;
@@ -205,8 +223,9 @@ base::Result<std::span<const ReceivedBurst>> UdpSocket::receive(ReceiveBuffers& 
   const int received =
       calls_->recvmmsg(fd(), headers.data(), static_cast<unsigned>(headers.size()), MSG_DONTWAIT);
   if (received < 0) {
-    if (is_fatal_receive_error(errno)) {
-      return system_error("receive on " + local_.to_text(), errno);
+    if (!is_passing_receive_error(errno)) {
+      return refusal("UDP socket " + local_.to_text() + " cannot be used any more: recvmmsg",
+                     errno);
     }
     if (errno != EAGAIN && errno != EINTR) ++counters_.receive_errors;
     return std::span<const ReceivedBurst>();

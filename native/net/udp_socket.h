@@ -16,10 +16,10 @@
 #include "base/bytes.h"
 #include "base/result.h"
 #include "base/socket_address.h"
+#include "net/file_descriptor.h"
 #include "net/receive_buffers.h"
 #include "net/send_modes.h"
 #include "net/socket_calls.h"
-#include "net/system_error.h"
 
 namespace securefabric::net {
 

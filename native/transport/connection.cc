@@ -180,10 +180,39 @@ std::string Connection::join_failure(Instant now) const {
            " is left over from an earlier run, or the store shows it another entry of ours; give "
            "every rank the same key file and restart the job";
   }
-  return "did not join: its roster entry " + boot + " is valid but it answered on none of " +
-         std::to_string(sending_.size()) + " paths for " + waited +
+  const auto of_loopback = [](const base::SocketAddress& address) { return address.is_loopback(); };
+  if (std::ranges::all_of(peer_info_.addresses, of_loopback)) {
+    return "did not join: its roster entry " + boot +
+           " is valid, but all its addresses are loopback ones, and it answered on none of them "
+           "for " +
+           waited +
+           ". It took all ranks to be on its own host, because of MASTER_ADDR or LOCAL_WORLD_SIZE "
+           "there. If they are not, set MASTER_ADDR to an address of rank 0 that all hosts reach, "
+           "on every rank" +
+           send_errors();
+  }
+  const std::string failure = "did not join: its roster entry " + boot +
+                              " is valid but it answered on none of " +
+                              std::to_string(sending_.size()) + " paths for " + waited;
+  const auto was_refused = [](const auto& path) { return !path->send_error.empty(); };
+  if (std::ranges::all_of(sending_, was_refused)) return failure + send_errors();
+  return failure + send_errors() +
          ". Most likely a firewall drops UDP between the hosts, or the entry is left over from an "
          "earlier run; choose the network with SECUREFABRIC_SOCKET_IFNAME";
+}
+
+// What this host said when it was to send to the peer; nothing if it took everything.
+std::string Connection::send_errors() const {
+  size_t refused = 0;
+  const std::string* first = nullptr;
+  for (const auto& path : sending_) {
+    if (path->send_error.empty()) continue;
+    ++refused;
+    if (first == nullptr) first = &path->send_error;
+  }
+  if (first == nullptr) return "";
+  return ". This host itself refused to send on " + std::to_string(refused) + " of " +
+         std::to_string(sending_.size()) + " paths: " + *first;
 }
 
 void Connection::check_liveness(Instant now) {
@@ -195,7 +224,8 @@ void Connection::check_liveness(Instant now) {
                      "is lost: it answered nothing that was sent to it in the last " +
                          in_seconds(silence) +
                          " (its process died or its host is unreachable; it stays "
-                         "lost: restart all ranks)");
+                         "lost: restart all ranks)" +
+                         send_errors());
       return;
     }
     if (now - last_sent_at_ >= heartbeat(now)) {

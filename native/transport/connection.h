@@ -36,6 +36,8 @@ struct Transmit {
   base::SocketAddress to;    // the peer's socket
   size_t segment_bytes = 0;  // size of each datagram but the last
   base::Bytes bytes;         // valid until the next poll_transmit
+  base::Rank peer;           // whom it is for, and
+  base::PathId path;         // on which path: for Endpoint::note_send_error
 };
 
 enum class ConnectionState : uint8_t { kResolving, kConfirming, kOpen, kClosed, kFailed };
@@ -102,6 +104,7 @@ class Connection {
   base::Instant deadline(base::Instant now) const;
   // Fills `burst` and `out`; false when there is nothing to send now.
   bool poll_burst(base::Instant now, base::MutableBytes burst, Transmit& out);
+  void note_send_error(base::PathId path, std::string what);
 
   void post_send(const SendRequest& request);
   void withdraw_send(Token token);
@@ -159,6 +162,7 @@ class Connection {
   // nothing, for the network may have held that back.
   void heard(base::Instant asked_at) { last_heard_at_ = std::max(last_heard_at_, asked_at); }
   std::string join_failure(base::Instant now) const;
+  std::string send_errors() const;
 
   // connection_receive.cc: what arrives
   void count_drop(crypto::OpenStatus status);

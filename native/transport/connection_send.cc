@@ -118,6 +118,7 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
   const Turn turn = pick_turn(now);
   SendingPath* path = turn.path;
   if (path == nullptr) return false;
+  path->send_error.clear();
 
   const size_t full_size = path->mtu.mtu();
   const size_t segments_max =
@@ -142,8 +143,13 @@ bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out
     if (size != full_size) break;
   }
   if (used == 0) return false;
-  out = Transmit{path->id.sender_socket(), path->to, first_size, burst.first(used)};
+  out =
+      Transmit{path->id.sender_socket(), path->to, first_size, burst.first(used), peer_, path->id};
   return true;
+}
+
+void Connection::note_send_error(base::PathId id, std::string what) {
+  if (SendingPath* path = sending_path(id)) path->send_error = std::move(what);
 }
 
 // False when the path's packet numbers are used up, which fails the connection.

@@ -276,6 +276,10 @@ bool Endpoint::poll_transmit(Instant now, Transmit& out) {
   return false;
 }
 
+void Endpoint::note_send_error(Rank peer, base::PathId path, std::string what) {
+  if (Connection* connection = find(peer)) connection->note_send_error(path, std::move(what));
+}
+
 void Endpoint::set_deadline(Rank rank, Peer& peer, Instant deadline) {
   if (peer.deadline == deadline) return;
   // The node is reused: a deadline moves with nearly every packet.

@@ -77,6 +77,9 @@ class Endpoint {
   // --- B. Output ---
 
   bool poll_transmit(base::Instant now, Transmit& out);
+  // The host refused to send the last burst of this path. It counts as lost; should the peer turn
+  // out to be out of reach, its error says why: `what` names addresses and cause.
+  void note_send_error(base::Rank peer, base::PathId path, std::string what);
   std::optional<Event> poll_event();
   base::Instant poll_timeout() const;
 

@@ -26,8 +26,11 @@ inline constexpr size_t kBurstSegmentsMax = 64;
 inline constexpr size_t kBurstBytesMax = 65'000;
 
 // --- Peers and paths -----------------------------------------------------------------------------
-// path_id has eight bits for each end's socket.
-inline constexpr size_t kSocketsMax = 256;
+// What an entry has room for (PROTOCOL.md §3.2); path_id has eight bits for each end's socket.
+inline constexpr size_t kSocketsMax = 128;
+// The same for all engines of a rank together: an entry has room for the addresses of some 300
+// sockets, and certificates need some of it.
+inline constexpr size_t kSocketsOfRankMax = 192;
 // Per-path state is a few KB; QUIC multipath and MRC use up to 256 paths.
 inline constexpr size_t kPathsPerPeerMax = 256;
 

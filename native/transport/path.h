@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "base/ids.h"
 #include "base/socket_address.h"
@@ -116,6 +117,7 @@ struct SendingPath {
   uint32_t echoes = 0;                                  // answered since the path became suspect
   uint64_t message_bytes = 0;                           // payload sent here, resends included
   std::optional<uint64_t> echo_owed;  // a challenge of the peer that is to be echoed here
+  std::string send_error;             // why the newest burst could not be sent; empty: it could
 };
 
 struct ReceivingPath {

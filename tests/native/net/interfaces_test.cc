@@ -30,16 +30,53 @@ std::vector<Interface> typical_host() {
       make_interface("virbr0", 9, "192.168.122.1")};
 }
 
-// The chosen addresses, space-separated; the error's text when nothing was chosen.
-std::string chosen(const std::vector<Interface>& all, std::string_view grammar) {
-  const auto result = select_interfaces(all, grammar);
-  if (!result.ok()) return "error";
+// The addresses, space-separated.
+std::string texts_of(const std::vector<Interface>& interfaces) {
   std::string text;
-  for (const Interface& interface : result.value()) {
+  for (const Interface& interface : interfaces) {
     if (!text.empty()) text += ' ';
     text += interface.address.ip_text();
   }
   return text;
+}
+
+// The chosen addresses, space-separated; the error's text when nothing was chosen.
+std::string chosen(const std::vector<Interface>& all, std::string_view grammar) {
+  const auto result = select_interfaces(all, grammar);
+  if (!result.ok()) return "error";
+  return texts_of(result.value());
+}
+
+TEST(Interfaces, drop_narrow__leaves_out_what_carries_too_little) {
+  std::vector<Interface> all = {
+      make_interface("eth0", 2, "10.0.0.1"), make_interface("tun0", 3, "10.0.1.1"),
+      make_interface("tun0", 3, "fd00::1"), make_interface("odd0", 4, "10.0.2.1")};
+  all[1].mtu = all[2].mtu = 1228;  // enough for IPv4 alone
+  all[3].mtu = 0;                  // nobody knows
+  EXPECT_EQ(texts_of(drop_narrow(all, 1200).value()), "10.0.0.1 10.0.1.1 10.0.2.1");
+  all[1].mtu = 1227;
+  EXPECT_EQ(texts_of(drop_narrow(all, 1200).value()), "10.0.0.1 10.0.2.1");
+}
+
+TEST(Interfaces, drop_narrow__names_the_interfaces_when_none_is_left) {
+  std::vector<Interface> all = {make_interface("eth0", 2, "10.0.0.1")};
+  all[0].mtu = 1000;
+  const auto none = drop_narrow(all, 1200);
+  ASSERT_FALSE(none.ok());
+  EXPECT_EQ(none.error().code, base::ErrorCode::kConfig);
+  EXPECT_NE(none.error().message.find("eth0=10.0.0.1 (MTU 1000, 1228 needed)"), std::string::npos)
+      << none.error().message;
+}
+
+TEST(Interfaces, keep_first__takes_the_first_of_each_interface_and_family_first) {
+  const std::vector<Interface> all = {
+      make_interface("eth0", 2, "10.0.0.1"), make_interface("eth0", 2, "10.0.0.2"),
+      make_interface("eth0", 2, "10.0.0.3"), make_interface("eth0", 2, "fd00::1"),
+      make_interface("eth0", 2, "fd00::2"),  make_interface("eth1", 3, "10.1.0.1")};
+  EXPECT_EQ(texts_of(keep_first(all, 6)), texts_of(all));
+  EXPECT_EQ(texts_of(keep_first(all, 5)), "10.0.0.1 10.0.0.2 fd00::1 fd00::2 10.1.0.1");
+  EXPECT_EQ(texts_of(keep_first(all, 3)), "10.0.0.1 fd00::1 10.1.0.1");
+  EXPECT_EQ(texts_of(keep_first(all, 1)), "10.0.0.1");
 }
 
 struct GrammarCase {

@@ -168,6 +168,7 @@ struct RankOptions {
   const SocketCalls* calls = nullptr;  // of its sockets
   bool use_gso = true;                 // see UdpSocketOptions
   base::Duration heartbeat = transport::kHeartbeatDefault;
+  base::Duration death_timeout = transport::kDeathTimeoutDefault;
 };
 
 inline constexpr base::Spi kSpiBase{0x51F00000};
@@ -198,6 +199,7 @@ inline transport::EndpointConfig make_config(uint32_t rank, uint32_t world_size,
   config.draw_challenge = [draws = base::Random(3'000 + rank)]() mutable { return draws.next(); };
   config.random_seed = 99 + rank;
   config.heartbeat = options.heartbeat;
+  config.death_timeout = options.death_timeout;
   return config;
 }
 

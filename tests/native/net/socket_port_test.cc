@@ -51,8 +51,9 @@ struct PortRank {
 // Rank 0's sockets fail as told; rank 1's are the kernel's.
 class SocketPortTest : public testing::Test {
  protected:
-  void connect(bool use_gso) {
-    ranks_[0].emplace(0, RankOptions{.calls = &calls_, .use_gso = use_gso});
+  void connect(bool use_gso, Duration death_timeout = transport::kDeathTimeoutDefault) {
+    ranks_[0].emplace(
+        0, RankOptions{.calls = &calls_, .use_gso = use_gso, .death_timeout = death_timeout});
     ranks_[1].emplace(1, RankOptions{.use_gso = use_gso});
     std::array<transport::PeerDescription, 2> entries;
     for (size_t i = 0; i < 2; ++i) {
@@ -179,6 +180,20 @@ TEST_F(SocketPortTest, transmit__a_socket_that_dies_with_a_burst_half_sent) {
   ASSERT_TRUE(turn_until([&] { return flaky().port->blocked_socket().has_value(); }));
   calls_.error = EBADF;
   EXPECT_FALSE(flaky().port->transmit(*flaky().engine, now()));
+}
+
+// What the host says is in the error of a peer that nobody can reach.
+TEST_F(SocketPortTest, transmit__tells_the_engine_why_nothing_went_out) {
+  connect(/*use_gso=*/true, /*death_timeout=*/Duration::seconds(2));
+  calls_.error = EHOSTUNREACH;
+  const auto call = flaky().start(10);
+  ASSERT_TRUE(turn_until([&] { return is_visible(*call); }));
+  ASSERT_TRUE(call->operation->error);
+  const std::string& message = call->operation->error->message;
+  EXPECT_NE(message.find("This host itself refused to send on"), std::string::npos) << message;
+  EXPECT_NE(message.find(flaky().port->sockets()[0].local_address().to_text()), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("No route to host"), std::string::npos) << message;
 }
 
 TEST_F(SocketPortTest, receive__says_whether_anything_came) {

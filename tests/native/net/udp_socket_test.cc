@@ -405,8 +405,29 @@ TEST(UdpSocket, receive__survives_errors_that_pass_and_reports_those_that_stay) 
     EXPECT_TRUE(socket.receive(buffers).value().empty());
   }
   EXPECT_EQ(socket.counters().receive_errors, 3u);
-  calls.receive_error = EBADF;
-  EXPECT_EQ(socket.receive(buffers).error().code, base::ErrorCode::kSystem);
+  for (const int error : {EBADF, EPERM, EACCES, ENOSYS, EOPNOTSUPP}) {
+    calls.receive_error = error;
+    const auto received = socket.receive(buffers);
+    ASSERT_FALSE(received.ok()) << "it would come again at once, without end: " << error;
+    EXPECT_EQ(received.error().code, base::ErrorCode::kSystem);
+    EXPECT_NE(received.error().message.find("UDP socket 127.0.0.1:"), std::string::npos);
+  }
+}
+
+TEST(UdpSocket, send_burst__does_without_calls_that_a_sandbox_forbids) {
+  FlakyCalls calls;
+  UdpSocketOptions options = with_calls(calls);
+  options.use_gso = false;
+  UdpSocket sender = bind_or_die(options);
+  UdpSocket receiver = bind_or_die();
+  calls.batched_error = EPERM;
+  const auto burst = random_bytes(3 * 1200, 25);
+  expect_sent(sender.send_burst(receiver.local_address(), burst, 1200), 3);
+  EXPECT_EQ(sender.send_mode(receiver.local_address()), SendMode::kSingle);
+  EXPECT_EQ(joined(receive_bytes(receiver, burst.size())), burst);
+  calls.single_errors = {EPERM};  // a firewall's, which says nothing about a mode
+  EXPECT_EQ(sender.send_burst(receiver.local_address(), burst, 1200).outcome,
+            SendOutcome::kUnreachable);
 }
 
 TEST(UdpSocket, send_burst__crosses_ipv6_loopback) {

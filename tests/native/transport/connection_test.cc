@@ -113,6 +113,28 @@ TEST(Connection, joining_survives_the_loss_of_most_packets) {
   EXPECT_TRUE(pair.run_until([&pair] { return pair.is_joined(); }, Duration::seconds(3)));
 }
 
+TEST(Connection, the_error_says_what_the_host_said_before_it_guesses) {
+  PairOptions options;
+  options.join_timeout = Duration::seconds(5);
+  EndpointPair pair(options);
+  pair.node(1).is_paused = true;
+  pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
+  pair.run_for(Duration::millis(4999));
+  const auto paths = pair.paths(0, 1);
+  ASSERT_GT(paths.size(), 1u);
+  for (const PathReport& path : paths) {
+    pair.endpoint(0).note_send_error(EndpointPair::rank(1), path.id, "from here to there: no way");
+  }
+  pair.run_for(Duration::millis(2));
+  ASSERT_EQ(failures(pair), 1u);
+  const std::string message = pair.events_of<PeerFailed>(0)[0].error.message;
+  EXPECT_NE(message.find("refused to send on " + std::to_string(paths.size()) + " of " +
+                         std::to_string(paths.size()) + " paths: from here to there: no way"),
+            std::string::npos)
+      << message;
+  EXPECT_EQ(message.find("firewall"), std::string::npos) << message;
+}
+
 TEST(Connection, nobody_answers_and_the_error_says_what_to_look_at) {
   PairOptions options;
   options.join_timeout = Duration::seconds(5);
