@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Board",
     "agree_on_engines",
+    "agree_on_host",
     "agree_on_nonce",
     "of_this_incarnation",
     "refusals_told",
@@ -46,6 +47,9 @@ _PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
 _TURNS: Final = "securefabric/turns/{rank}"
 _ENGINES: Final = "securefabric/engines/{turn}"
+_VISITS: Final = "securefabric/visits/{rank}"
+_GUESS: Final = "securefabric/hosts/{visit}/{rank}"
+_HOSTS: Final = "securefabric/hosts/{visit}"
 _REFUSAL: Final = "securefabric/refusal/{rank}"
 
 _REFUSAL_CHARACTERS_MAX: Final = 500
@@ -264,6 +268,46 @@ def agree_on_engines(
             "written; give the job a store of its own"
         )
     return int(text)
+
+
+def agree_on_host(
+    store: Store,
+    *,
+    group_name: str,
+    rank: int,
+    world_size: int,
+    guess: bool,
+    is_told: bool,
+    join_timeout_s: float,
+) -> bool:
+    """Return whether all ranks run on one host: what rank 0 says, who asks all the others.
+
+    Each rank guesses, by its launcher (is_told) or because it reaches the store over loopback. That
+    says nothing to rank 0, where the store is, so it waits for the guesses of the others unless
+    its launcher knows. Nothing proves who says what; a rank that was told otherwise than the
+    others listens elsewhere and is not reached. Raises as agree_on_engines does.
+    """
+    visit = _count(store, _VISITS.format(rank=rank))
+
+    def told_by(teller: int, key: str) -> bool:
+        told = _told_by(
+            store,
+            key,
+            teller=teller,
+            asker=rank,
+            group_name=group_name,
+            join_timeout_s=join_timeout_s,
+        )
+        return told[:1] == b"1"
+
+    if rank != 0:
+        store.set(_GUESS.format(visit=visit, rank=rank), str(int(guess)))
+        return told_by(0, _HOSTS.format(visit=visit))
+    is_one = guess and (
+        is_told or all(told_by(r, _GUESS.format(visit=visit, rank=r)) for r in range(1, world_size))
+    )
+    store.set(_HOSTS.format(visit=visit), str(int(is_one)))
+    return is_one
 
 
 def _count(store: Store, key: str) -> int:

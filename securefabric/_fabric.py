@@ -16,7 +16,13 @@ from weakref import WeakValueDictionary, ref
 
 from . import _native, placement
 from ._addresses import advertised_addresses, parse_ports
-from ._board import Board, agree_on_engines, agree_on_nonce, of_this_incarnation
+from ._board import (
+    Board,
+    agree_on_engines,
+    agree_on_host,
+    agree_on_nonce,
+    of_this_incarnation,
+)
 from ._cores import check_ports, propose_engines
 from ._group_identity import identity_of_group, identity_of_world, prefix_of
 from .errors import ConfigError, ForkError, classify
@@ -63,6 +69,16 @@ class _World:
     digest: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """What is the same on all ranks of a world; of a part of them, what each took for itself."""
+
+    engines: int
+    """How many each rank runs."""
+    is_one_host: bool
+    """All ranks are on one host, and meet on its loopback addresses."""
+
+
 class ProcessFabric:
     """The native fabric, and the boards on which it finds its peers."""
 
@@ -72,13 +88,12 @@ class ProcessFabric:
         rank: int,
         world_size: int,
         options: Options,
-        agree: Callable[[], int],
-        is_one_host: bool,
+        agree: Callable[[], Agreed],
     ) -> None:
         """Join no group yet.
 
         agree is called once, when nothing of this rank's own settings is in the way any more, and
-        returns how many engines it runs.
+        returns what the ranks have agreed upon.
         """
         self.rank = rank
         self.world_size = world_size
@@ -89,7 +104,7 @@ class ProcessFabric:
         self._boards: WeakValueDictionary[str, Board] = WeakValueDictionary()
         self._met: dict[int, bytes] = {}  # boot ids of the ranks that were looked up
         self._tuning = read_tuning(options.tuning_file)
-        identity, self.native = self._make_native(agree, is_one_host)
+        identity, self.native = self._make_native(agree)
         self.suite = self.native.suite
         self.provider = suite_provider(self.suite)
         warn_of_failed_providers()
@@ -168,9 +183,7 @@ class ProcessFabric:
         if os.getpid() == self._pid:
             self.native.shutdown()
 
-    def _make_native(
-        self, agree: Callable[[], int], is_one_host: bool
-    ) -> tuple[Identity, _C.Fabric]:
+    def _make_native(self, agree: Callable[[], Agreed]) -> tuple[Identity, _C.Fabric]:
         _native.check_torch_version()
         options = self.options
         path = options.key_file
@@ -187,7 +200,7 @@ class ProcessFabric:
             else:
                 assert job_key is not None
                 identity = PskIdentity(job_key, self.rank)
-            return identity, self._make_fabric(suite, text, agree(), is_one_host)
+            return identity, self._make_fabric(suite, text, agree())
         except ValueError as error:  # the core's word for a bad setting
             raise ConfigError(str(error)) from None
         except RuntimeError as error:
@@ -195,21 +208,20 @@ class ProcessFabric:
         finally:
             text[:] = bytes(len(text))
 
-    def _make_fabric(
-        self, suite: str, job_key_text: bytearray, engines: int, is_one_host: bool
-    ) -> _C.Fabric:
+    def _make_fabric(self, suite: str, job_key_text: bytearray, agreed: Agreed) -> _C.Fabric:
         from . import _C
 
         options = self.options
         ports = parse_ports(options.ports)
+        self.is_one_host = agreed.is_one_host
         return _C.Fabric(
             rank=self.rank,
             world_size=self.world_size,
-            local_world_size=_local_world_size(self.world_size, is_one_host),
+            local_world_size=_local_world_size(self.world_size, agreed.is_one_host),
             suite=suite,
             job_key_text=job_key_text,
-            engines=engines,
-            addresses=["127.0.0.1"] if is_one_host and not options.interfaces else [],
+            engines=agreed.engines,
+            addresses=["127.0.0.1"] if agreed.is_one_host and not options.interfaces else [],
             interfaces=options.interfaces,
             sockets_per_interface=options.sockets_per_interface,
             port_first=ports.first,
@@ -287,21 +299,19 @@ def fabric_for(
         _current = None
     warn_of_unknown_settings()
     own = options or Options()
-    is_local = is_one_host(store, world_size)
-    local_world_size = _local_world_size(world_size, is_local)
+    guess = is_one_host(store, world_size)
     _current = ProcessFabric(
         rank=rank,
         world_size=world_size,
         options=own,
-        agree=lambda: agreement.reach(own, local_world_size),
-        is_one_host=is_local,
+        agree=lambda: agreement.reach(own, guess),
     )
     return _current
 
 
 @dataclasses.dataclass(frozen=True)
 class _Agreement:
-    """How the ranks of a world come to run equally many engines."""
+    """How the ranks of a world come to be of one mind about hosts and engines."""
 
     store: Store
     rank: int
@@ -309,27 +319,46 @@ class _Agreement:
     world: str | None
     """The name of the group of all ranks, while it is made; a part of them cannot speak for all."""
 
-    def reach(self, options: Options, local_world_size: int) -> int:
-        """Return how many engines this rank's new fabric gets. Raises ConfigError."""
+    def reach(self, options: Options, guess: bool) -> Agreed:
+        """Return what this rank's new fabric is made by. Raises ConfigError.
+
+        guess: whether this rank takes all to be on one host.
+        """
         if not self._is_possible:
-            return options.engines or 1
+            return Agreed(engines=options.engines or 1, is_one_host=guess)
+        is_alone = self._ask_host(options, guess, is_told=_is_one_host_told(self.world_size))
+        local_world_size = _local_world_size(self.world_size, is_alone)
         proposal = options.engines or propose_engines(options, local_world_size)
         agreed = self._ask(options, proposal)
         if options.engines == 0:
             check_ports(options, local_world_size, agreed)
         elif agreed != options.engines:
             self._refuse(agreed, options.engines)
-        return agreed
+        return Agreed(engines=agreed, is_one_host=is_alone)
 
     def confirm(self, fabric: ProcessFabric) -> None:
         """Let others know of a fabric that goes on into a new world, or check that it may."""
         present = len(fabric.native.engines)
+        if self._is_possible:
+            # It has its sockets: others go by those of rank 0.
+            self._ask_host(fabric.options, fabric.is_one_host, is_told=True)
         if self._is_possible and (agreed := self._ask(fabric.options, present)) != present:
             self._refuse(agreed, present, " since its first group")
 
     @property
     def _is_possible(self) -> bool:
         return self.world is not None and self.world_size > 1
+
+    def _ask_host(self, options: Options, guess: bool, *, is_told: bool) -> bool:
+        return agree_on_host(
+            self.store,
+            group_name=self.world or "",
+            rank=self.rank,
+            world_size=self.world_size,
+            guess=guess,
+            is_told=is_told,
+            join_timeout_s=options.join_timeout_s,
+        )
 
     def _ask(self, options: Options, engines: int) -> int:
         return agree_on_engines(
@@ -357,14 +386,20 @@ def _parsed(text: bytearray, path: str) -> JobKey:
 
 
 def is_one_host(store: Store, world_size: int) -> bool:
-    """Whether all ranks are certain to run on this host, so that loopback suffices."""
+    """Whether all ranks run on this host, by what this rank knows, so that loopback suffices.
+
+    Rank 0, where the store is, may be wrong: a loopback address says nothing of the others there.
+    """
+    return _is_one_host_told(world_size) or world_size == 1 or _is_loopback(_store_host(store))
+
+
+def _is_one_host_told(world_size: int) -> bool:
+    """Whether a launcher says it."""
     try:
         place = placement.discover()
     except ValueError:
-        place = None
-    if place is not None and place.world_size == world_size == place.local_world_size:
-        return True
-    return world_size == 1 or _is_loopback(_store_host(store))
+        return False
+    return place is not None and place.world_size == world_size == place.local_world_size
 
 
 def _store_host(store: Store) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from securefabric import _C
-from securefabric._fabric import ProcessFabric
+from securefabric._fabric import Agreed, ProcessFabric
 from securefabric.options import Options
 
 SECONDS_MAX = 30.0
@@ -68,8 +68,7 @@ class Member:
             rank=rank,
             world_size=world_size,
             options=options,
-            agree=lambda: options.engines or 1,
-            is_one_host=True,
+            agree=lambda: Agreed(engines=options.engines or 1, is_one_host=True),
         )
         view: Any = View(store, alter)
         try:

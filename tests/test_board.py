@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ from securefabric import _board
 from securefabric._board import (
     Board,
     agree_on_engines,
+    agree_on_host,
     agree_on_nonce,
     of_this_incarnation,
     refusals_told,
@@ -191,6 +193,60 @@ def test_agree_on_engines__a_store_that_has_gone_is_named() -> None:
     del host
     with pytest.raises(StoreUnavailable):
         engines_of(client, 1, 2)
+
+
+# agree_on_host
+
+
+def hosts_of(store: HashStore, guesses: list[bool]) -> list[bool]:
+    """What each rank is told, given what each takes for true."""
+    with ThreadPoolExecutor(len(guesses)) as ranks:
+        answers = [
+            ranks.submit(
+                agree_on_host,
+                store,
+                group_name="0",
+                rank=rank,
+                world_size=len(guesses),
+                guess=guess,
+                is_told=False,
+                join_timeout_s=JOIN_TIMEOUT_S,
+            )
+            for rank, guess in enumerate(guesses)
+        ]
+        return [answer.result() for answer in answers]
+
+
+@pytest.mark.parametrize("guesses", [[True, True, True], [True, True, False], [False, True, True]])
+def test_agree_on_host__all_must_take_it_for_one(guesses: list[bool]) -> None:
+    store = HashStore()
+    assert hosts_of(store, guesses) == [all(guesses)] * 3
+    assert hosts_of(store, [True] * 3) == [True] * 3, "each visit has its own answer"
+
+
+def test_agree_on_host__a_launchers_word_waits_for_nobody() -> None:
+    assert agree_on_host(
+        HashStore(),
+        group_name="0",
+        rank=0,
+        world_size=3,
+        guess=True,
+        is_told=True,
+        join_timeout_s=0.1,
+    )
+
+
+def test_agree_on_host__a_rank_that_never_comes_is_named() -> None:
+    with pytest.raises(JoinTimeout, match=r"rank 1 did not join group '0'.*this is rank 0"):
+        agree_on_host(
+            HashStore(),
+            group_name="0",
+            rank=0,
+            world_size=2,
+            guess=True,
+            is_told=False,
+            join_timeout_s=0.1,
+        )
 
 
 # agree_on_nonce
