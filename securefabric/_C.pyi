@@ -48,7 +48,7 @@ class Fabric:
         eager_connect: bool,
         generation_bits: int,
         tuning: list[tuple[str, int, int, int]],
-        resolve: Callable[[str, int], PeerEntry | None],
+        resolve: Callable[[str, int, bool], PeerEntry | None],
     ) -> None: ...
     def set_tuning(self, tuning: list[tuple[str, int, int, int]]) -> None:
         """Plan by these rows from now on: operation, ranks, small_bytes, segments_per_chunk.

@@ -42,6 +42,7 @@ T = TypeVar("T")
 _ENTRY: Final = "securefabric/entry/{rank}"
 _MET: Final = "securefabric/met/{rank}"
 _KEM: Final = "securefabric/kem/{low}/{high}"
+_KEM_REQUEST: Final = "securefabric/kem-request/{low}/{high}"
 _JOINS: Final = "securefabric/joins/{rank}"
 _PROCESSES: Final = "securefabric/processes/{rank}"
 _NONCE: Final = "securefabric/group/{joins}"
@@ -79,6 +80,7 @@ class Board:
         self.name: Final = str(next(_numbers))
         """Of no other board of this process."""
         self._roster = roster
+        self._requests: set[bytes] = set()  # for KEM records, that this board has put up
         self._lock = threading.Lock()  # one call at a time; the store would make us wait anyway
         self._store = _clone(store)
         self._store.set_timeout(timedelta(seconds=join_timeout_s))
@@ -103,10 +105,12 @@ class Board:
             key = _ENTRY.format(rank=roster.own.rank)
             self._ask(lambda: self._store.set(key, roster.own_entry))
 
-    def look_up(self, rank: int) -> PeerEntry | None:
+    def look_up(self, rank: int, *, is_needed: bool = True) -> PeerEntry | None:
         """Return the verified entry of a rank; None when it has published none yet.
 
-        Does not wait. Raises an IdentityError that says why an entry cannot be accepted,
+        Without is_needed a datagram made us look, which may be a stranger's: then nothing is
+        written and nothing is sent, unless the rank has proved that it wants the link. Does not
+        wait. Raises an IdentityError that says why an entry cannot be accepted,
         DuplicateRank when another process took this process's own place on the board, and
         ConfigError when the rank has told that it cannot join.
         """
@@ -122,7 +126,7 @@ class Board:
             return None
         peer = self._roster.verify(rank, entry)
         self._check_not_second(rank)
-        return self._agree_by_kem(peer) if self._roster.has_kem else peer
+        return self._agree_by_kem(peer, is_needed) if self._roster.has_kem else peer
 
     def _check_not_second(self, rank: int) -> None:
         """Raise ConfigError if a rank says that it has met another process of this one's rank.
@@ -141,24 +145,39 @@ class Board:
                 "that was lost cannot be replaced in this version: restart all ranks"
             )
 
-    def _agree_by_kem(self, peer: PeerEntry) -> PeerEntry | None:
+    def _agree_by_kem(self, peer: PeerEntry, is_needed: bool) -> PeerEntry | None:
         """Complete a peer by the secret that ML-KEM shares with it; None while there is none."""
         own = self._roster.own.rank
-        key = _KEM.format(low=min(own, peer.rank), high=max(own, peer.rank))
-        secret: bytearray | None = None
-        if own < peer.rank:
-            record, secret = self._roster.encapsulate(peer)
-            with self._lock:
-                self._ask(lambda: self._store.set(key, record))
-        else:
-            with self._lock:
-                found = self._ask(lambda: self._value_of(key))
-            if found is not None:
-                secret = self._roster.decapsulate(peer, found)
-            if secret is None:  # the peer may not know yet that it is wanted
-                first = peer.engines[0]
-                knock(own_rank=own, spi_base=first.spi_base, addresses=first.addresses)
+        agree = self._encapsulate if own < peer.rank else self._decapsulate
+        secret = agree(peer, is_needed)
         return dataclasses.replace(peer, kem_secret=secret) if secret else None
+
+    def _encapsulate(self, peer: PeerEntry, is_needed: bool) -> bytearray | None:
+        place = {"low": self._roster.own.rank, "high": peer.rank}
+        if not is_needed:
+            with self._lock:
+                request = self._ask(lambda: self._value_of(_KEM_REQUEST.format(**place)))
+            if request is None or not self._roster.is_kem_request(peer, request):
+                return None
+        record, secret = self._roster.encapsulate(peer)
+        with self._lock:
+            self._ask(lambda: self._store.set(_KEM.format(**place), record))
+        return secret
+
+    def _decapsulate(self, peer: PeerEntry, is_needed: bool) -> bytearray | None:
+        place = {"low": peer.rank, "high": self._roster.own.rank}
+        with self._lock:
+            found = self._ask(lambda: self._value_of(_KEM.format(**place)))
+        secret = self._roster.decapsulate(peer, found) if found is not None else None
+        if secret is None and is_needed:  # the peer may not know yet that it is wanted
+            request = self._roster.kem_request(peer)
+            if request not in self._requests:
+                with self._lock:
+                    self._ask(lambda: self._store.set(_KEM_REQUEST.format(**place), request))
+                self._requests.add(request)
+            first = peer.engines[0]
+            knock(own_rank=place["high"], spi_base=first.spi_base, addresses=first.addresses)
+        return secret
 
     def _entry_of(self, rank: int) -> bytes | None:
         return self._value_of(_ENTRY.format(rank=rank))

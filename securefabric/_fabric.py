@@ -152,12 +152,15 @@ class ProcessFabric:
         self._world = ref(world)
         return JoinedGroup(identity, board.name, world)
 
-    def resolve(self, board: str, rank: int) -> PeerEntry | None:
-        """Find a peer for the native core, which calls this from a thread of its own."""
+    def resolve(self, board: str, rank: int, is_needed: bool = True) -> PeerEntry | None:
+        """Find a peer for the native core, which calls this from a thread of its own.
+
+        Without is_needed a stranger may have made us look: see Board.look_up.
+        """
         found = self._boards.get(board)
         if found is None:  # its groups have just ended
             return None
-        peer = found.look_up(rank)
+        peer = found.look_up(rank, is_needed=is_needed)
         if peer is not None:
             self._met[rank] = peer.boot_id
         return peer

@@ -14,7 +14,7 @@ import hashlib
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _cbor
 from .errors import MalformedEntry
@@ -29,6 +29,8 @@ PUBLIC_KEY_BYTES: Final = 1184
 CIPHERTEXT_BYTES: Final = 1088
 RECORD_BYTES_MAX: Final = 16 * 1024  # a ciphertext, and evidence with a chain of certificates
 _CONTEXT: Final = b"sf1 kem record\0"
+_REQUEST_CONTEXT: Final = b"sf1 kem request\0"
+_LINK_BYTES: Final = 64
 _NO_PACKET_NUMBER: Final = (1 << 64) - 1
 
 
@@ -46,6 +48,7 @@ class HybridKeys:
         self.public_key = self._private.public_key().public_bytes_raw()
         # By the two entries: encapsulating again would give the two ends two secrets.
         self._records: dict[bytes, bytes] = {}
+        self._requests: dict[bytes, bytes] = {}  # likewise; each is proved once
 
     def encapsulate(
         self, own_entry: bytes, peer_entry: bytes, peer_public: bytes
@@ -73,11 +76,35 @@ class HybridKeys:
 
         Raises an IdentityError for a record that ``rank`` did not write.
         """
-        link, ciphertext, key_id, evidence = _split(rank, record)
+        kinds = (bytes, bytes, str, bytes)
+        link, ciphertext, key_id, evidence = _split(rank, "record", record, kinds)
+        if len(ciphertext) != CIPHERTEXT_BYTES:
+            raise MalformedEntry(
+                f"the store's ML-KEM record of rank {rank} is unusable: parts of a wrong size"
+            )
         if link != _digests(peer_entry, own_entry):
             return None
         self._identity.check_evidence(rank, key_id, _CONTEXT + link + ciphertext, evidence)
         return bytearray(self._private.decapsulate(ciphertext))
+
+    def request(self, own_entry: bytes, peer_entry: bytes) -> bytes:
+        """Return what asks a peer of lower rank for a record."""
+        link = _digests(peer_entry, own_entry)
+        if link not in self._requests:
+            evidence = self._identity.evidence(_REQUEST_CONTEXT + link)
+            self._requests[link] = _cbor.encode([link, self._identity.key_id, evidence])
+        return self._requests[link]
+
+    def is_request(self, rank: int, own_entry: bytes, peer_entry: bytes, request: bytes) -> bool:
+        """Whether the higher ``rank`` asks for a record of these two entries.
+
+        Raises an IdentityError for a request that ``rank`` did not write.
+        """
+        link, key_id, evidence = _split(rank, "request", request, (bytes, str, bytes))
+        if link != _digests(own_entry, peer_entry):
+            return False
+        self._identity.check_evidence(rank, key_id, _REQUEST_CONTEXT + link, evidence)
+        return True
 
 
 def knock(*, own_rank: int, spi_base: int, addresses: list[str]) -> None:
@@ -104,19 +131,19 @@ def _digests(low_entry: bytes, high_entry: bytes) -> bytes:
     return hashlib.sha256(low_entry).digest() + hashlib.sha256(high_entry).digest()
 
 
-def _split(rank: int, record: bytes) -> tuple[bytes, bytes, str, bytes]:
-    what = f"the store's ML-KEM record of rank {rank} is unusable: "
-    if len(record) > RECORD_BYTES_MAX:
-        raise MalformedEntry(f"{what}{len(record)} bytes, at most {RECORD_BYTES_MAX} are allowed")
+def _split(rank: int, name: str, encoded: bytes, kinds: tuple[type, ...]) -> list[Any]:
+    """Decode a record or a request: the link first, key id and evidence last."""
+    what = f"the store's ML-KEM {name} of rank {rank} is unusable: "
+    if len(encoded) > RECORD_BYTES_MAX:
+        raise MalformedEntry(f"{what}{len(encoded)} bytes, at most {RECORD_BYTES_MAX} are allowed")
     try:
-        parts = _cbor.decode(record)
+        parts = _cbor.decode(encoded)
     except ValueError as error:
         raise MalformedEntry(f"{what}{error}") from None
-    if type(parts) is not list or [type(part) for part in parts] != [bytes, bytes, str, bytes]:
-        raise MalformedEntry(f"{what}not the four parts of a record")
-    link, ciphertext, key_id, evidence = parts
-    if len(link) != 64 or len(ciphertext) != CIPHERTEXT_BYTES:
+    if type(parts) is not list or tuple(type(part) for part in parts) != kinds:
+        raise MalformedEntry(f"{what}not the {len(kinds)} parts of a {name}")
+    if len(parts[0]) != _LINK_BYTES:
         raise MalformedEntry(f"{what}parts of a wrong size")
-    if len(key_id) > 16 or not set(key_id) <= set("0123456789abcdef"):
+    if len(parts[-2]) > 16 or not set(parts[-2]) <= set("0123456789abcdef"):
         raise MalformedEntry(f"{what}no key id")
-    return link, ciphertext, key_id, evidence
+    return parts

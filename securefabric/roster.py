@@ -198,6 +198,20 @@ class Roster:
         with self._lock:
             return self._hybrid.decapsulate(peer.rank, self.own_entry, peer.entry_bytes, record)
 
+    def kem_request(self, peer: PeerEntry) -> bytes:
+        """Return what asks a verified peer of lower rank for a record."""
+        assert self._hybrid is not None
+        with self._lock:
+            return self._hybrid.request(self.own_entry, peer.entry_bytes)
+
+    def is_kem_request(self, peer: PeerEntry, request: bytes) -> bool:
+        """Whether a verified peer of higher rank asks this incarnation for a record.
+
+        Raises an IdentityError for a request that the peer did not write.
+        """
+        assert self._hybrid is not None
+        return self._hybrid.is_request(peer.rank, self.own_entry, peer.entry_bytes, request)
+
     def check_not_replaced(self, entry: bytes) -> None:
         """Raise DuplicateRank when ``entry``, stored for our own rank, is another process's.
 

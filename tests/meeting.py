@@ -53,7 +53,7 @@ class Meeting:
             eager_connect=False,
             generation_bits=GENERATION_BITS,
             tuning=[],
-            resolve=lambda _board, rank: self.roster.verify(rank, self.peer.entry),
+            resolve=lambda _board, rank, _is_needed: self.roster.verify(rank, self.peer.entry),
         )
         ((public_key, spi_base, addresses),) = self.fabric.engines
         engine = EngineEntry(public_key=public_key, spi_base=spi_base, addresses=addresses)

@@ -98,7 +98,7 @@ from securefabric import _C
 
 entered = threading.Event()
 
-def resolve(board, rank):
+def resolve(board, rank, is_needed):
     entered.set()
     until = time.monotonic() + 0.5
     while time.monotonic() < until:  # needs the GIL, again and again

@@ -18,6 +18,7 @@ from securefabric.roster import Roster, encode_entry, policy_digest
 KEY = FakeCredential()
 POLICY = policy_digest(identity="psk", suite=KEY.suite, generation_bits=22, has_kem=True)
 RECORD = "securefabric/kem/0/1"
+REQUEST = "securefabric/kem-request/0/1"
 
 
 def roster_of(rank: int, **changes: object) -> Roster:
@@ -78,6 +79,52 @@ def test_look_up__the_lower_rank_gives_its_secret_once_and_the_record_stays(pair
     assert pair.store.get(RECORD) == record
 
 
+def test_look_up__a_hint_alone_writes_nothing_and_sends_nothing(pair: Pair) -> None:
+    """A datagram made each rank look, and anybody can send one."""
+    before = pair.store.num_keys()
+    assert pair.boards[0].look_up(1, is_needed=False) is None
+    assert pair.boards[1].look_up(0, is_needed=False) is None
+    assert pair.store.num_keys() == before
+    assert pair.knocks == []
+    assert pair.boards[0].look_up(1) is not None, "the secret was not given away"
+
+
+def test_look_up__a_lower_rank_that_is_hinted_answers_who_proves_that_it_asks(pair: Pair) -> None:
+    assert pair.boards[1].look_up(0) is None
+    low = pair.boards[0].look_up(1, is_needed=False)
+    high = pair.boards[1].look_up(0)
+    assert low is not None
+    assert high is not None
+    assert low.kem_secret == high.kem_secret
+
+
+def test_look_up__a_higher_rank_that_is_hinted_takes_the_record_that_is_there(pair: Pair) -> None:
+    low = pair.boards[0].look_up(1)
+    high = pair.boards[1].look_up(0, is_needed=False)
+    assert low is not None
+    assert high is not None
+    assert low.kem_secret == high.kem_secret
+
+
+def test_look_up__a_request_of_another_incarnation_or_hand_is_none(pair: Pair) -> None:
+    assert pair.boards[1].look_up(0) is None
+    honest = bytes(pair.store.get(REQUEST))
+    own = pair.rosters[0].own_entry
+    later = roster_of(0, boot_id=b"n" * 16)
+    pair.store.set("securefabric/entry/0", later.own_entry)  # type: ignore[arg-type]
+    assert Board(pair.store, later, 5.0).look_up(1, is_needed=False) is None
+    pair.store.set("securefabric/entry/0", own)  # type: ignore[arg-type]
+    request = bytearray(honest)
+    for position in range(0, len(request), 3):
+        request[position] ^= 1
+        pair.store.set(REQUEST, bytes(request))  # type: ignore[arg-type]
+        if not is_only_hint_changed(bytes(request), honest):
+            with contextlib.suppress(AuthError, MalformedEntry):
+                assert pair.boards[0].look_up(1, is_needed=False) is None
+        request[position] ^= 1
+    assert not pair.store.check([RECORD])
+
+
 def test_look_up__a_record_of_another_incarnation_is_none(pair: Pair) -> None:
     assert pair.boards[0].look_up(1) is not None
     restarted = roster_of(1, boot_id=b"n" * 16, public_key=b"p" * 32)
@@ -108,7 +155,7 @@ def is_only_hint_changed(record: bytes, honest: bytes) -> bool:
     except ValueError:
         return False
     assert isinstance(parts, list)
-    parts[2] = KEY.key_id
+    parts[-2] = KEY.key_id
     return _cbor.encode(parts) == honest
 
 

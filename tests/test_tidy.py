@@ -85,6 +85,7 @@ ALLOWED_ONLY = [
 
 # Native sources without a test file of their own, and where they are tested instead.
 TESTED_ELSEWHERE = {
+    "net/fabric_resolve.cc": "fabric_test.cc, fabric_engines_test.cc",
     "base/check.cc": "stops the process: the death tests of bytes_test.cc and result_test.cc",
     "collective/engine.cc": "tests/native/sim: whole clusters of engines",
     "collective/engine_failures.cc": "tests/native/sim/{failures,mismatch,leaving}_test.cc",

@@ -184,17 +184,30 @@ void Engine::install_peer(const transport::PeerDescription& peer, Instant now) {
   pump(now);
 }
 
+bool Engine::learn_peer(const transport::PeerDescription& peer, Instant now) {
+  now_ = now;
+  const bool is_known = endpoint_.learn_peer(peer, now);
+  pump(now);
+  return is_known;
+}
+
+void Engine::link_peer(Rank peer, Instant now) {
+  now_ = now;
+  endpoint_.link_peer(peer, now);
+  pump(now);
+}
+
 void Engine::fail_peer(Rank peer, Error error, Instant now) {
   now_ = now;
   endpoint_.fail_peer(peer, std::move(error), now);
   pump(now);
 }
 
-std::optional<Rank> Engine::poll_wanted() {
+std::optional<transport::PeerWanted> Engine::poll_wanted() {
   if (wanted_.empty()) return std::nullopt;
-  const Rank rank = wanted_.front();
+  const transport::PeerWanted wanted = wanted_.front();
   wanted_.pop_front();
-  return rank;
+  return wanted;
 }
 
 std::optional<GroupBroken> Engine::poll_broken() {
@@ -245,7 +258,7 @@ void Engine::on_event(const transport::Event& event) {
   } else if (const auto* delivered = std::get_if<transport::SendDelivered>(&event)) {
     complete(delivered->token);
   } else if (const auto* wanted = std::get_if<transport::PeerWanted>(&event)) {
-    wanted_.push_back(wanted->peer);
+    wanted_.push_back(*wanted);
   } else if (const auto* mismatch = std::get_if<transport::MessageMismatch>(&event)) {
     on_mismatch(*mismatch);
   } else if (const auto* failed = std::get_if<transport::PeerFailed>(&event)) {

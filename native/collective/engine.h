@@ -52,8 +52,10 @@ class Engine final : private transport::ReceiveMatcher {
   void handle_datagram(base::Instant now, uint8_t socket, bool is_marked_ce, base::Bytes datagram,
                        base::Duration waited = base::Duration());
   void handle_timeout(base::Instant now);
-  // Answers to poll_wanted.
+  // Answers to poll_wanted; see Endpoint.
   void install_peer(const transport::PeerDescription& peer, base::Instant now);
+  bool learn_peer(const transport::PeerDescription& peer, base::Instant now);
+  void link_peer(base::Rank peer, base::Instant now);
   void fail_peer(base::Rank peer, base::Error error, base::Instant now);
 
   // --- Output ---
@@ -61,8 +63,8 @@ class Engine final : private transport::ReceiveMatcher {
     return endpoint_.poll_transmit(now, out);
   }
   base::Instant poll_timeout() const;
-  // A peer whose roster entry is needed.
-  std::optional<base::Rank> poll_wanted();
+  // A peer whose roster entry is needed, or may be worth a look.
+  std::optional<transport::PeerWanted> poll_wanted();
   // A group that broke in this engine first; to be taken before the operations that it ended.
   std::optional<GroupBroken> poll_broken();
   // An operation that is done; its on_done has not been called.
@@ -147,7 +149,7 @@ class Engine final : private transport::ReceiveMatcher {
   uint64_t next_operation_id_ = 0;
   std::unordered_map<transport::Token, StepRef> tokens_;  // posted sends and receives
   transport::Token next_token_ = 1;
-  std::deque<base::Rank> wanted_;
+  std::deque<transport::PeerWanted> wanted_;
   std::deque<GroupBroken> broken_;
   bool has_lost_peers_ = false;  // a peer was lost or has left: operations look before they start
   std::deque<std::shared_ptr<Operation>> completed_;

@@ -73,7 +73,7 @@ class Driver {
   // Both are called on whichever thread drives, with the engine held: they must return at once and
   // not call back. BrokenHandler comes before the ends of the operations that the group had, and
   // before anything of it is sent.
-  using WantedHandler = std::function<void(base::Rank)>;
+  using WantedHandler = std::function<void(const transport::PeerWanted&)>;
   using BrokenHandler = std::function<void(const collective::GroupBroken&)>;
 
   static base::Result<std::unique_ptr<Driver>> make(transport::EndpointConfig config,

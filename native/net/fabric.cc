@@ -24,10 +24,6 @@ using base::Status;
 
 namespace {
 
-// An entry is there at the first look, unless the rank is late: each look asks a server that all
-// ranks share, so it is asked less and less often.
-constexpr Duration kResolveIntervalMin = Duration::millis(20);
-constexpr Duration kResolveIntervalMax = Duration::millis(500);
 constexpr Duration kDrainLimit = Duration::seconds(5);
 const std::string kDigestLabel("sf1 group\0", 10);
 
@@ -43,7 +39,8 @@ Result<std::vector<Interface>> find_addresses(const std::vector<std::string>& te
   for (const std::string& text : texts) {
     const auto address = base::SocketAddress::parse_ip(text);
     if (!address) return address.error();
-    Interface named{.address = address.value()};
+    Interface named;
+    named.address = address.value();
     for (const Interface& interface : all) {
       if (interface.address.ip_text() == address.value().ip_text()) named = interface;
     }
@@ -261,7 +258,7 @@ Status Fabric::make_engine(const Materials& common) {
   auto driver = Driver::make(
       std::move(endpoint), std::move(sockets),
       DriverOptions{spin_for(config), /*yields_while_spinning=*/true},
-      [this](Rank rank) { want(rank); },
+      [this, number](const transport::PeerWanted& wanted) { want(wanted, number); },
       [this, number](const collective::GroupBroken& broken) { on_broken(number, broken); });
   if (!driver) return driver.error();
   (void)driver.value()->run([&entry](collective::Engine& engine, Instant) {
@@ -409,99 +406,6 @@ void Fabric::on_broken(uint32_t origin, const collective::GroupBroken& broken) {
     if (number == origin) continue;
     drivers_[number]->hand_in(
         [broken](collective::Engine& engine, Instant now) { engine.follow(broken, now); });
-  }
-}
-
-// Driving thread, engine held. A rank is asked for when an operation needs it, and at most once a
-// second and engine when packets come from it: worth a look now, but not to start over with quick
-// ones.
-void Fabric::want(Rank rank) {
-  const Instant at = now();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  Wanted& wanted = wanted_.try_emplace(rank, Wanted{at, at, kResolveIntervalMin}).first->second;
-  wanted.since = at;
-  wanted.next_at = at;
-  wake_.notify_one();
-}
-
-void Fabric::resolver_loop() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  while (!is_stopping_) {
-    const Instant at = now();
-    // The engine fails an operation whose peer does not come; asking on is of no use then.
-    std::erase_if(wanted_, [&](const auto& entry) {
-      return at - entry.second.since > join_timeout_ + Duration::seconds(1);
-    });
-    Instant next_at;
-    if (const auto rank = next_due(at, next_at)) {
-      lock.unlock();
-      const bool is_answered = resolve_once(*rank);
-      lock.lock();
-      if (is_answered) wanted_.erase(*rank);
-    } else if (next_at.is_never()) {
-      wake_.wait(lock);
-    } else {
-      wake_.wait_for(lock, std::chrono::nanoseconds((next_at - at).nanos()));
-    }
-  }
-}
-
-std::optional<Rank> Fabric::next_due(Instant at, Instant& next_at) {
-  next_at = Instant::never();
-  if (drivers_.front()->is_ending()) return std::nullopt;
-  std::optional<Rank> first;
-  for (const auto& [rank, wanted] : wanted_) {
-    if (wanted.next_at >= next_at) continue;
-    next_at = wanted.next_at;
-    first = rank;
-  }
-  if (!first || next_at > at) return std::nullopt;
-  Wanted& due = wanted_.at(*first);
-  due.next_at = at + due.interval;
-  due.interval = base::shorter(due.interval * 2, kResolveIntervalMax);
-  return first;
-}
-
-bool Fabric::resolve_once(Rank rank) {
-  std::set<std::string> boards;
-  {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [id, group] : groups_) {
-      const auto& ranks = group.ranks;
-      if (std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) boards.insert(group.board);
-    }
-  }
-  for (const std::string& board : boards) {
-    if (is_stopping_) return false;
-    const auto peer = look_up(board, rank);
-    if (peer && !peer.value()) continue;
-    for (size_t number = 0; number < drivers_.size(); ++number) {
-      (void)drivers_[number]->run([&](collective::Engine& engine, Instant at) {
-        if (peer) {
-          engine.install_peer((*peer.value())[number], at);
-        } else {
-          engine.fail_peer(rank, peer.error(), at);
-        }
-      });
-    }
-    return true;
-  }
-  return false;
-}
-
-Result<std::optional<Fabric::Peer>> Fabric::look_up(const std::string& board, Rank rank) const {
-  try {
-    auto peer = resolve_(board, rank);
-    if (peer && peer.value() && peer.value()->size() != drivers_.size()) {
-      return Error{ErrorCode::kConfig, "rank " + std::to_string(rank.value) + " runs " +
-                                           std::to_string(peer.value()->size()) +
-                                           " engines, this rank " +
-                                           std::to_string(drivers_.size())};
-    }
-    return peer;
-  } catch (const std::exception& raised) {
-    return Error{ErrorCode::kSystem, "the entry of rank " + std::to_string(rank.value) +
-                                         " cannot be read: " + raised.what()};
   }
 }
 

@@ -9,7 +9,8 @@
 // Peers are found through a callback (`Resolve`) that reads and verifies their roster entries; it
 // may take its time, so it runs on a thread of its own and the engines are answered when it is
 // done: all of them, whichever asked, so that an entry is read once and each of them finds out by
-// itself when the peer dies.
+// itself when the peer dies. A peer that a stranger may have made us look up is known to all
+// engines, and linked by none until it is heard there or wanted by one.
 #pragma once
 
 #include <atomic>
@@ -19,6 +20,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -97,11 +99,12 @@ class Fabric {
   // A peer as each of our engines has to know it, in their order.
   using Peer = std::vector<transport::PeerDescription>;
   // The verified entry of a rank; nothing while the rank has published none; an error when what it
-  // published cannot be accepted. `board` is that of a group that the rank is a member of. Called
+  // published cannot be accepted. `board` is that of a group that the rank is a member of. Without
+  // `is_needed` nobody may learn that we looked: a stranger may have made us. Called
   // on a thread of its own, one call at a time, without locks. It must return in bounded time,
   // because shutdown() waits for it, and not call shutdown() or drop the last reference to us.
-  using Resolve =
-      std::function<base::Result<std::optional<Peer>>(const std::string& board, base::Rank rank)>;
+  using Resolve = std::function<base::Result<std::optional<Peer>>(const std::string& board,
+                                                                  base::Rank rank, bool is_needed)>;
   // One group: an object for each engine, which guards what it says of failures.
   using Groups = std::vector<std::shared_ptr<collective::Group>>;
 
@@ -154,6 +157,7 @@ class Fabric {
     base::Instant since;      // when the engine last asked for it
     base::Instant next_at;    // when to look again
     base::Duration interval;  // until the look after that; doubles
+    bool is_needed = false;   // or else a hint, which is worth one look
   };
   struct GroupEntry {
     std::string board;              // as Resolve wants it
@@ -183,8 +187,15 @@ class Fabric {
   std::optional<base::Rank> next_due(base::Instant at, base::Instant& next_at);
   // Asks for the entry of one rank; true when the engine was given an answer.
   bool resolve_once(base::Rank rank);
-  base::Result<std::optional<Peer>> look_up(const std::string& board, base::Rank rank) const;
-  void want(base::Rank rank);
+  base::Result<std::optional<Peer>> look_up(const std::string& board, base::Rank rank,
+                                            bool is_needed) const;
+  // The entry of a rank that is needed was found, or cannot be accepted.
+  void answer(base::Rank rank, const base::Result<std::optional<Peer>>& peer);
+  // The entry of a rank was found that only a hint led to. False when it cannot be used.
+  bool learn(base::Rank rank, const Peer& peer);
+  // Every engine but this one, if it is one of ours, links a rank that it knows.
+  void link_known(base::Rank rank, uint32_t origin);
+  void want(const transport::PeerWanted& wanted, uint32_t origin);
 
   base::Rank rank_;
   uint32_t world_size_ = 1;
@@ -202,6 +213,7 @@ class Fabric {
   std::mutex mutex_;                        // guards what follows; never held while calling out
   std::condition_variable wake_;            // the resolver thread has something to do
   std::map<base::Rank, Wanted> wanted_;     // ranks to resolve
+  std::set<base::Rank> known_;              // ranks that a hint led to: every engine knows them
   std::map<uint64_t, GroupEntry> groups_;   // by wire id
   std::atomic<bool> is_stopping_{false};    // written under mutex_
   std::optional<FabricStats> final_stats_;  // taken when the shutdown began

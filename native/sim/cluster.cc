@@ -257,7 +257,12 @@ void Cluster::handle(Event& event) {
     if (!nodes_[answer->asking].is_alive) return;
     const auto* entry = board_.look_up(Rank{answer->asking}, Rank{answer->wanted});
     if (entry == nullptr) return;
-    nodes_[answer->asking].engine->install_peer(*entry, now_);
+    Engine& engine = *nodes_[answer->asking].engine;
+    if (answer->is_hint) {
+      engine.learn_peer(*entry, now_);
+    } else {
+      engine.install_peer(*entry, now_);
+    }
     touch(answer->asking);
   } else {
     std::get<Action>(event)();
@@ -296,7 +301,9 @@ void Cluster::turn(uint32_t rank) {
     audit_.on_event(now_, Rank{rank}, operation->id << 1 | (operation->error ? 1 : 0));
     if (operation->on_done) operation->on_done();
   }
-  while (const auto wanted = engine.poll_wanted()) ask_board(rank, wanted->value);
+  while (const auto wanted = engine.poll_wanted()) {
+    ask_board(rank, wanted->peer.value, wanted->is_hint);
+  }
   transport::Transmit burst;
   while (engine.poll_transmit(now_, burst)) {
     const size_t datagrams = (burst.bytes.size() + burst.segment_bytes - 1) / burst.segment_bytes;
@@ -325,8 +332,8 @@ base::Duration Cluster::receive(uint32_t rank) {
   return spent;
 }
 
-void Cluster::ask_board(uint32_t asking, uint32_t wanted) {
-  events_.push(now_ + options_.board_delay, BoardAnswer{asking, wanted});
+void Cluster::ask_board(uint32_t asking, uint32_t wanted, bool is_hint) {
+  events_.push(now_ + options_.board_delay, BoardAnswer{asking, wanted, is_hint});
 }
 
 void Cluster::wake_at(uint32_t rank, Instant at) {

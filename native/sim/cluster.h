@@ -158,6 +158,7 @@ class Cluster {
   struct BoardAnswer {
     uint32_t asking = 0;
     uint32_t wanted = 0;
+    bool is_hint = false;  // see PeerWanted
   };
   using Action = std::function<void()>;
   // A parcel that was transmitted within a turn that lasts enters the network as an event, too.
@@ -174,7 +175,7 @@ class Cluster {
   void carry(Parcel parcel);
   void push(base::Instant at, Parcel parcel);
   void check_window(const Route& route, const transport::Transmit& burst);
-  void ask_board(uint32_t asking, uint32_t wanted);
+  void ask_board(uint32_t asking, uint32_t wanted, bool is_hint = false);
   void wake_at(uint32_t rank, base::Instant at);
 
   ClusterOptions options_;

@@ -101,10 +101,10 @@ class Resolver {
   explicit Resolver(py::object callable) : callable_(shared_with_threads(std::move(callable))) {}
 
   base::Result<std::optional<net::Fabric::Peer>> operator()(const std::string& board,
-                                                            base::Rank rank) const {
+                                                            base::Rank rank, bool is_needed) const {
     const py::gil_scoped_acquire gil;
     try {
-      const py::object entry = (*callable_)(board, rank.value);
+      const py::object entry = (*callable_)(board, rank.value, is_needed);
       if (entry.is_none()) return std::optional<net::Fabric::Peer>();
       return std::optional(peer_from(entry));
     } catch (const py::error_already_set& raised) {

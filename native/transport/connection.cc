@@ -26,30 +26,32 @@ Connection::Connection(Shared shared, base::Rank peer, Instant now)
       bitmap_(shared.scratch.bitmap),
       settled_(shared.scratch.settled) {}
 
-Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
-                           const crypto::KeyPair& key_pair, Instant now) {
-  if (state_ != ConnectionState::kResolving) return base::ok_status();
+Status Connection::learn(const PeerDescription& peer, base::Bytes own_entry,
+                         const crypto::KeyPair& key_pair, Instant now) {
+  SF_CHECK(state_ == ConnectionState::kResolving);
   const EndpointConfig& config = shared_.config;
-  peer_info_ = peer;
   if (peer.addresses.empty() || peer.addresses.size() > kSocketsMax ||
       peer.datagram_bytes_max < kDatagramBytesMin) {
-    report_failure(ErrorCode::kConfig,
-                   "has published an unusable entry: it names no address, too "
-                   "many, or datagrams that are too small");
-    return *error_;
+    return Error{ErrorCode::kConfig,
+                 "has published an unusable entry: it names no address, too "
+                 "many, or datagrams that are too small"};
   }
   auto link = crypto::derive_link_secret(key_pair, peer.public_key, own_entry, peer.entry,
                                          /*own_is_low=*/config.rank < peer_, config.engine,
                                          config.job_secret.view(),
                                          peer.kem_secret ? peer.kem_secret->view() : base::Bytes());
+  if (!link) return Error{ErrorCode::kAuth, "cannot be linked: " + link.error().message};
+  peer_info_ = peer;
   peer_info_.kem_secret.reset();
-  if (!link) {
-    report_failure(ErrorCode::kAuth, "cannot be linked: " + link.error().message);
-    return *error_;
-  }
   epochs_.install(std::move(link).value(), now);
   peer_spi_ = base::Spi{peer.spi_base.value + config.rank.value};
   datagram_bytes_ = std::min(config.datagram_bytes_max, peer.datagram_bytes_max);
+  state_ = ConnectionState::kKnown;
+  return base::ok_status();
+}
+
+Status Connection::link(Instant now) {
+  SF_CHECK(state_ == ConnectionState::kKnown);
   state_ = ConnectionState::kConfirming;
   shared_.pool.add(peer_);
   shared_.shares_changed = true;
@@ -59,6 +61,15 @@ Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
                  "cannot be reached: of the two ranks, one has only IPv4 addresses and the other "
                  "only IPv6 ones; choose interfaces with addresses of the same family "
                  "(SECUREFABRIC_SOCKET_IFNAME)");
+  return *error_;
+}
+
+Status Connection::install(const PeerDescription& peer, base::Bytes own_entry,
+                           const crypto::KeyPair& key_pair, Instant now) {
+  const Status status = learn(peer, own_entry, key_pair, now);
+  if (status) return link(now);
+  peer_info_.addresses = peer.addresses;  // for the message
+  report_failure(status.error().code, status.error().message);
   return *error_;
 }
 
@@ -115,11 +126,13 @@ Duration Connection::least_base_delay() const {
 }
 
 ReceivingPath* Connection::receiving_path(PathId id) {
-  if (const auto at = receiving_.find(id); at != receiving_.end()) return at->second.get();
-  // The caller has checked the receiver's socket; this bounds what a stranger can make us allocate.
-  if (id.sender_socket() >= peer_info_.addresses.size()) return nullptr;
-  auto path = std::make_unique<ReceivingPath>(id, make_opener(id));
-  return (receiving_[id] = std::move(path)).get();
+  const auto at = receiving_.find(id);
+  return at == receiving_.end() ? nullptr : at->second.get();
+}
+
+// The caller has checked the receiver's socket.
+bool Connection::may_receive_on(PathId id) const {
+  return id.sender_socket() < peer_info_.addresses.size() && receiving_.size() < kPathsPerPeerMax;
 }
 
 SendingPath* Connection::sending_path(PathId id) {
@@ -130,7 +143,12 @@ SendingPath* Connection::sending_path(PathId id) {
 }
 
 void Connection::require(Instant now) {
-  if (required_at_.is_never()) required_at_ = now;
+  if (!required_at_.is_never()) return;
+  required_at_ = now;
+  if (is_passive()) (void)link(now);
+  for (const auto& path : sending_) {
+    if (!path->has_answered()) path->next_challenge_at = now;
+  }
 }
 
 void Connection::fail(Error error) {
@@ -171,10 +189,7 @@ std::string Connection::join_failure(Instant now) const {
            "rendezvous (MASTER_ADDR, MASTER_PORT) and backend";
   }
   const std::string boot = "(boot " + base::to_hex(peer_info_.boot_id).substr(0, 8) + ")";
-  const bool was_heard = std::any_of(receiving_.begin(), receiving_.end(), [](const auto& path) {
-    return path.second->opener.auth_failures() > 0;
-  });
-  if (was_heard) {
+  if (epochs_.forgeries() > 0) {
     return "did not join: packets arrive from it, but none of them verifies (waited " + waited +
            "). Most likely it was started with another job key, or its roster entry " + boot +
            " is left over from an earlier run, or the store shows it another entry of ours; give "
@@ -265,14 +280,16 @@ void Connection::handle_timeout(Instant now) {
 Instant Connection::deadline(Instant now) const {
   if (!is_usable()) return Instant::never();
   Instant earliest = Instant::never();
+  bool may_ack = false;
   for (const auto& path : sending_) {
+    may_ack = may_ack || may_answer(*path);
     earliest = base::earlier(earliest, path->probe_deadline());
     earliest = base::earlier(earliest, path->sent.loss_time(path->rtt.loss_delay()));
     earliest = base::earlier(earliest, path->next_challenge_at);
     if (path->is_active()) earliest = base::earlier(earliest, path->mtu.deadline());
   }
   for (const auto& [id, path] : receiving_) {
-    earliest = base::earlier(earliest, path->acks.deadline());
+    if (may_ack) earliest = base::earlier(earliest, path->acks.deadline());
   }
   const EndpointConfig& config = shared_.config;
   if (state_ == ConnectionState::kOpen) {

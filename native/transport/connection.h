@@ -5,7 +5,10 @@
 // Keys: apply(LinkEpochs::Effects) ─► receive keys in, sending moves, old keys wiped
 // Time: handle_timeout ─► loss by time, probe timeouts, challenges, heartbeat, death
 //
-// The states:  resolving ─► confirming ─► open ─► closed (the peer left) or failed (it is lost).
+// The states:  resolving ─► (known) ─► confirming ─► open ─► closed (the peer left) or failed
+// (lost). A peer is known when a stranger may have made us look it up: it can be heard, and nothing
+// goes out, no timer runs and nothing is reported, until a packet of its verified or somebody wants
+// it.
 #pragma once
 
 #include <algorithm>
@@ -40,7 +43,7 @@ struct Transmit {
   base::PathId path;         // on which path: for Endpoint::note_send_error
 };
 
-enum class ConnectionState : uint8_t { kResolving, kConfirming, kOpen, kClosed, kFailed };
+enum class ConnectionState : uint8_t { kResolving, kKnown, kConfirming, kOpen, kClosed, kFailed };
 
 // A path as statistics show it.
 struct PathReport {
@@ -87,7 +90,12 @@ class Connection {
 
   Connection(Shared shared, base::Rank peer, base::Instant now);
 
-  // Derives the keys and opens the paths. An error fails the connection.
+  // Derives the keys, and nothing else: the peer is known. On an error nothing has changed.
+  base::Status learn(const PeerDescription& peer, base::Bytes own_entry,
+                     const crypto::KeyPair& key_pair, base::Instant now);
+  // Opens the paths to a peer that is known. An error fails the connection.
+  base::Status link(base::Instant now);
+  // Both. An error fails the connection.
   base::Status install(const PeerDescription& peer, base::Bytes own_entry,
                        const crypto::KeyPair& key_pair, base::Instant now);
   void fail(base::Error error);
@@ -120,6 +128,8 @@ class Connection {
 
   ConnectionState state() const { return state_; }
   bool is_usable() const { return state_ < ConnectionState::kClosed; }
+  // Known, and no more: nothing may be sent.
+  bool is_passive() const { return state_ == ConnectionState::kKnown; }
   // A message from the peer that waits for its receive; a whole one once the peer has left.
   bool has_message(uint64_t message_id) const { return receives_.has(message_id); }
   const std::optional<base::Error>& error() const { return error_; }
@@ -155,6 +165,7 @@ class Connection {
   base::Duration least_base_delay() const;  // of all paths
   PathReport report_of(const SendingPath& path, base::Instant now) const;
   ReceivingPath* receiving_path(base::PathId id);
+  bool may_receive_on(base::PathId id) const;
   void report_failure(base::ErrorCode code, const std::string& what);
   void check_liveness(base::Instant now);
   base::Duration heartbeat(base::Instant now) const;  // after which the peer is asked
@@ -212,6 +223,18 @@ class Connection {
   SendingPath* pick_ack_path(base::Instant now);
   bool has_payload() const { return !control_.empty() || (sends_.has_next() && has_peer_room()); }
   bool has_peer_room(uint64_t more = 0) const;
+  // A path that never answered gets no more bytes than came from the peer, beside its first
+  // challenges (nearly: the last packet may overdraw), so that a member who names somebody else's
+  // address gains nothing. Challenges it once more, if that is paid for and not too soon:
+  bool challenge_again(SendingPath& path, base::Instant now);
+  base::Duration challenge_interval_max(const SendingPath& path) const {
+    if (path.has_answered()) return kProbeIntervalMax;
+    return state_ == ConnectionState::kOpen ? kUnansweredIntervalMax : kJoiningIntervalMax;
+  }
+  // Whether the path may carry answers now: echoes and acks.
+  bool may_answer(const SendingPath& path) const {
+    return path.has_answered() || unanswered_credit_ > 0;
+  }
   bool fill_packet(const Turn& turn, base::Instant now, bool is_first, PacketBuilder& builder,
                    SentPacket& record);
   bool seal_packet(SendingPath& path, base::Instant now, const PacketBuilder& builder,
@@ -237,7 +260,7 @@ class Connection {
   size_t datagram_bytes_ = 0;                           // largest that both ends take
   LinkEpochs epochs_;                                   // the link's secrets
   std::vector<std::unique_ptr<SendingPath>> sending_;   // in the order of opening; never closed
-  std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when first used
+  std::map<base::PathId, std::unique_ptr<ReceivingPath>> receiving_;  // made when a packet verified
   PathScheduler scheduler_;                                           // which of sending_ is next
   SendQueue sends_;                                                   // messages to the peer
   InboundMessages receives_;                                          // messages from the peer
@@ -251,6 +274,7 @@ class Connection {
   uint32_t peer_credit_serial_ = 0;                  // of the newest credit from the peer
   base::Instant last_heard_at_;                      // see heard(); excused: later
   base::Duration waited_;                            // of the packet in hand, in this host
+  int64_t unanswered_credit_ = 0;                    // see challenge_again(); bytes
   base::Instant last_sent_at_;                       // last packet that asked for an ack
   // Shorthands for parts of shared_.scratch.
   std::vector<uint8_t>& plaintext_;

@@ -25,9 +25,16 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
     return;
   }
   ReceivingPath* path = receiving_path(header.path);
+  // Keys of a path on which nothing has verified live for this packet alone: what a stranger sends
+  // leaves nothing behind.
+  std::unique_ptr<ReceivingPath> candidate;
   if (path == nullptr) {
-    ++shared_.drops.path_mismatch;
-    return;
+    if (!may_receive_on(header.path)) {
+      ++shared_.drops.path_mismatch;
+      return;
+    }
+    candidate = std::make_unique<ReceivingPath>(header.path, make_opener(header.path));
+    path = candidate.get();
   }
   const base::Bytes aad = datagram.first(wire::kHeaderBytes);
   const base::Bytes sealed = datagram.subspan(wire::kHeaderBytes);
@@ -38,6 +45,8 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   const OpenStatus status =
       path->opener.open(header.epoch_bit, header.packet_number, aad, sealed, plaintext);
   if (status != OpenStatus::kOk) return count_drop(status);
+  if (candidate) receiving_[header.path] = std::move(candidate);
+  if (is_passive() && !link(now)) return;
   epochs_.on_traffic(datagram.size());
   apply(epochs_.on_opened(header.epoch_bit, now));
 
@@ -45,6 +54,8 @@ void Connection::handle_packet(Instant now, const wire::Header& header, bool is_
   shared_.traffic.bytes_opened += datagram.size();
   if (is_marked_ce) ++shared_.traffic.ce_received;
   waited_ = waited;
+  unanswered_credit_ =
+      std::min(unanswered_credit_ + static_cast<int64_t>(datagram.size()), kUnansweredCreditMax);
   const PacketContent content = handle_frames(now, *path, header.epoch_bit, plaintext);
   if (content.is_malformed) {
     ++shared_.drops.malformed;
@@ -136,7 +147,7 @@ void Connection::apply(InboundMessages::Effects& effects, Instant now) {
 }
 
 void Connection::update_credit() {
-  if (credit_queued_ || !is_usable() || state_ == ConnectionState::kResolving) return;
+  if (credit_queued_ || !is_usable() || state_ < ConnectionState::kConfirming) return;
   const uint64_t window = shared_.pool.window_of(peer_);
   const bool is_narrower = window < advertised_window_ - advertised_window_ / 4;
   const bool is_wider = window > advertised_window_ + advertised_window_ / 4;
@@ -257,8 +268,12 @@ void Connection::handle(Instant now, ReceivingPath& path, const wire::ConfirmFra
   if (back == nullptr && sending_.size() < kPathsPerPeerMax) {
     back = &open_sending_path(path.id.reversed(), now);
     back->is_for_data = back->is_in_use = sending_.size() <= shared_.config.paths_per_peer;
+    back->next_challenge_at = Instant::never();
+    back->tries = kUnansweredTries;
   }
-  if (back != nullptr) back->echo_owed = frame.challenge;
+  if (back == nullptr) return;
+  back->echo_owed = frame.challenge;
+  challenge_again(*back, now);
 }
 
 void Connection::handle(Instant now, ReceivingPath&, const wire::ConfirmEchoFrame& frame) {

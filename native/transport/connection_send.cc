@@ -78,6 +78,17 @@ bool Connection::has_peer_room(uint64_t more) const {
   return in_flight == 0 || in_flight + packet <= peer_window_;
 }
 
+// The peer is there, and may be where this path leads: that is worth one more try.
+bool Connection::challenge_again(SendingPath& path, Instant now) {
+  constexpr int64_t kPrice = kDatagramBytesMin;
+  const Challenge& last = path.challenges.front();
+  const bool was_just_asked = last.value != 0 && now - last.sent_at < kProbeIntervalMax;
+  if (path.has_answered() || was_just_asked || unanswered_credit_ < kPrice) return false;
+  unanswered_credit_ -= kPrice;
+  path.next_challenge_at = now;
+  return true;
+}
+
 Connection::Turn Connection::pick_turn(Instant now) {
   if (SendingPath* path = pick_urgent_path(now)) return {path, false};
   if (state_ == ConnectionState::kOpen && has_payload()) {
@@ -91,7 +102,8 @@ Connection::Turn Connection::pick_turn(Instant now) {
 SendingPath* Connection::pick_urgent_path(Instant now) {
   for (const auto& path : sending_) {
     const bool wants_probe = path->is_active() && path->mtu.probe_due(now) > 0;
-    if (path->echo_owed || path->wants_ping || path->next_challenge_at <= now || wants_probe) {
+    if ((path->echo_owed && may_answer(*path)) || path->wants_ping ||
+        path->next_challenge_at <= now || wants_probe) {
       return path.get();
     }
   }
@@ -103,17 +115,18 @@ SendingPath* Connection::pick_ack_path(Instant now) {
   for (const auto& [id, receiving] : receiving_) {
     if (!receiving->acks.is_due(now)) continue;
     SendingPath* back = sending_path(id.reversed());
-    if (back != nullptr && back->is_active()) return back;
+    if (back != nullptr && (back->is_active() || challenge_again(*back, now))) return back;
     for (const auto& path : sending_) {
       if (path->is_active()) return path.get();
     }
-    return back != nullptr || sending_.empty() ? back : sending_.front().get();
+    SendingPath* any = back != nullptr || sending_.empty() ? back : sending_.front().get();
+    return any != nullptr && may_answer(*any) ? any : nullptr;
   }
   return nullptr;
 }
 
 bool Connection::poll_burst(Instant now, base::MutableBytes burst, Transmit& out) {
-  if (!is_usable() || state_ == ConnectionState::kResolving) return false;
+  if (!is_usable() || state_ < ConnectionState::kConfirming) return false;
   begin_epoch_if_due(now);
   const Turn turn = pick_turn(now);
   SendingPath* path = turn.path;
@@ -208,6 +221,9 @@ bool Connection::fill_packet(const Turn& turn, Instant now, bool is_first, Packe
   }
   // The echo is to prove that the path carries the least that it must.
   if (is_challenge) builder.pad_to(kDatagramBytesMin - kPacketOverhead);
+  if (!is_challenge && !path.has_answered()) {
+    unanswered_credit_ -= static_cast<int64_t>(builder.size() + kPacketOverhead);
+  }
   return !builder.empty();
 }
 
@@ -220,9 +236,11 @@ void Connection::fill_path_frames(SendingPath& path, Instant now, PacketBuilder&
   if (path.next_challenge_at <= now) {
     Challenge challenge{0, now};
     while (challenge.value == 0) challenge.value = shared_.config.draw_challenge();
-    path.on_challenge_sent(challenge);
-    path.next_challenge_at = now + path.challenge_interval;
-    path.challenge_interval = base::shorter(path.challenge_interval * 2, kProbeIntervalMax);
+    path.on_challenge_sent(challenge, challenge_interval_max(path));
+    const bool is_wanted = path.is_for_data && !required_at_.is_never();
+    if (!path.has_answered() && path.tries >= kUnansweredTries && !is_wanted) {
+      path.next_challenge_at = Instant::never();
+    }
     builder.add(wire::ConfirmFrame{challenge.value});
   }
   if (path.wants_ping) {

@@ -12,8 +12,9 @@ using base::Status;
 
 namespace {
 
-// A rank whose packets arrive before its keys are known is looked up at most this often.
-constexpr base::Duration kHintInterval = base::Duration::seconds(1);
+// After a hint that led to no entry, no other is followed for so long. Of those that lead to one
+// there are as many as ranks.
+constexpr base::Duration kHintInterval = base::Duration::millis(100);
 
 crypto::KeyPair take_key_pair(EndpointConfig& config) {
   return crypto::KeyPair::from_private(std::move(config.private_key));
@@ -78,13 +79,24 @@ void Endpoint::handle_datagram(Instant now, uint8_t socket, bool is_marked_ce, b
 }
 
 // Somebody uses the SPI that is reserved for `peer`. Perhaps it is the peer, waiting for us to
-// fetch its entry; perhaps a stranger, who can cause one look-up per rank and second and nothing
-// more.
+// fetch its entry; perhaps a stranger, who can cause look-ups and nothing more. The ranks take
+// turns, so that he cannot keep the look-up of one away by naming others. No timer: who is honest
+// tries again, and that follows the next hint.
 void Endpoint::hint_at(Rank peer) {
-  const auto [at, is_new] = hints_.try_emplace(peer, last_now_);
-  if (!is_new && last_now_ - at->second < kHintInterval) return;
-  at->second = last_now_;
-  events_.push_back(PeerWanted{peer});
+  hinted_.insert(peer);
+  follow_hints();
+}
+
+void Endpoint::follow_hints() {
+  while (!hinted_.empty() && last_now_ >= next_hint_at_) {
+    auto next = hinted_.upper_bound(last_hinted_);
+    if (next == hinted_.end()) next = hinted_.begin();
+    last_hinted_ = *next;
+    hinted_.erase(next);
+    if (find(last_hinted_) != nullptr) continue;  // known by now
+    next_hint_at_ = last_now_ + kHintInterval;
+    events_.push_back(PeerWanted{last_hinted_, /*is_hint=*/true});
+  }
 }
 
 void Endpoint::handle_timeout(Instant now) {
@@ -122,16 +134,17 @@ Connection& Endpoint::find_or_make(Rank peer, Instant now) {
 
 void Endpoint::require_peer(Rank peer, Instant now) {
   check_clock(now);
-  const bool is_new = find(peer) == nullptr;
-  Connection& connection = find_or_make(peer, now);
-  connection.require(now);
-  if (is_new) events_.push_back(PeerWanted{peer});
+  const Connection* const present = find(peer);
+  const bool is_news = present == nullptr || present->is_passive();
+  find_or_make(peer, now).require(now);
+  if (is_news) events_.push_back(PeerWanted{peer});
   mark_dirty(peer);
 }
 
 Status Endpoint::install_peer(const PeerDescription& peer, Instant now) {
   check_clock(now);
   Connection& connection = find_or_make(peer.rank, now);
+  link_peer(peer.rank, now);
   if (connection.state() != ConnectionState::kResolving) {
     if (connection.boot_id() == peer.boot_id || !connection.is_usable()) return base::ok_status();
     return Error{ErrorCode::kPeerLost,
@@ -142,6 +155,26 @@ Status Endpoint::install_peer(const PeerDescription& peer, Instant now) {
   const Status status = connection.install(peer, own_entry_, key_pair_, now);
   mark_dirty(peer.rank);
   return status;
+}
+
+bool Endpoint::learn_peer(const PeerDescription& peer, Instant now) {
+  check_clock(now);
+  next_hint_at_ = now;  // this one has found its entry
+  if (const Connection* present = find(peer.rank)) {
+    return present->state() != ConnectionState::kResolving || install_peer(peer, now).ok();
+  }
+  const bool is_known = find_or_make(peer.rank, now).learn(peer, own_entry_, key_pair_, now).ok();
+  if (!is_known) peers_.erase(peer.rank);
+  follow_hints();
+  return is_known;
+}
+
+void Endpoint::link_peer(Rank peer, Instant now) {
+  check_clock(now);
+  Connection* connection = find(peer);
+  if (connection == nullptr || !connection->is_passive()) return;
+  (void)connection->link(now);
+  mark_dirty(peer);
 }
 
 void Endpoint::fail_peer(Rank peer, Error error, Instant now) {
@@ -209,14 +242,14 @@ void Endpoint::post_grant(Rank peer, const wire::MessageKey& key, uint64_t bytes
 
 void Endpoint::post_status(Rank peer, const wire::StatusFrame& status) {
   Connection* connection = find(peer);
-  if (connection == nullptr || !connection->is_usable()) return;
+  if (connection == nullptr || !connection->is_usable() || connection->is_passive()) return;
   connection->post_status(status);
   mark_dirty(peer);
 }
 
 void Endpoint::post_abort(Rank peer, const wire::AbortFrame& abort) {
   Connection* connection = find(peer);
-  if (connection == nullptr || !connection->is_usable()) return;
+  if (connection == nullptr || !connection->is_usable() || connection->is_passive()) return;
   connection->post_abort(abort);
   mark_dirty(peer);
 }
@@ -240,6 +273,7 @@ void Endpoint::wipe() {
   dirty_.clear();
   deadlines_.clear();
   events_.clear();
+  hinted_.clear();
   key_pair_.wipe();
   config_.job_secret = crypto::SecretBuffer();
 }

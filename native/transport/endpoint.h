@@ -46,6 +46,11 @@ class Endpoint {
   void require_peer(base::Rank peer, base::Instant now);
   // Answers to PeerWanted. A peer with another boot id than before is refused with an error.
   base::Status install_peer(const PeerDescription& peer, base::Instant now);
+  // Answers to a hint: the peer can be heard from now on, and that is all. False when its entry
+  // cannot be used, which is nobody's business as long as nobody wants the peer.
+  bool learn_peer(const PeerDescription& peer, base::Instant now);
+  // A peer that is known is wanted by another engine of this rank.
+  void link_peer(base::Rank peer, base::Instant now);
   void fail_peer(base::Rank peer, base::Error error, base::Instant now);
   // Why the peer cannot be used, if that is so.
   std::optional<base::Error> peer_error(base::Rank peer) const;
@@ -105,6 +110,7 @@ class Endpoint {
   const Connection* find(base::Rank peer) const;
   Connection& find_or_make(base::Rank peer, base::Instant now);
   void hint_at(base::Rank peer);
+  void follow_hints();
   void check_clock(base::Instant now);
   void excuse_silence(base::Instant now);
   // The peer may have something to send or a new deadline.
@@ -123,12 +129,14 @@ class Endpoint {
   CreditPool pool_;                   // what the peers may have in flight to us
   bool shares_changed_ = false;       // the peers' credit is to be looked at
   Scratch scratch_;                   // of the connections
-  std::map<base::Rank, Peer> peers_;  // ordered: determinism; erased by wipe() only
+  std::map<base::Rank, Peer> peers_;  // ordered: determinism
   std::deque<base::Rank> dirty_;      // peers to poll for output, each once
   std::set<std::pair<base::Instant, base::Rank>> deadlines_;  // one per peer that has one
-  std::map<base::Rank, base::Instant> hints_;  // when a stranger's SPI last made us look it up
-  std::vector<uint8_t> burst_;                 // the datagrams of one Transmit
-  base::Instant last_now_;                     // time never decreases
+  std::set<base::Rank> hinted_;  // ranks whose SPI somebody has used, to be looked up in turn
+  base::Rank last_hinted_;       // whose turn it was
+  base::Instant next_hint_at_;   // when the next one may be looked up
+  std::vector<uint8_t> burst_;   // the datagrams of one Transmit
+  base::Instant last_now_;       // time never decreases
 };
 
 }  // namespace securefabric::transport

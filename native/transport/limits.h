@@ -86,10 +86,20 @@ inline constexpr base::Duration kPtoMin = base::Duration::millis(50);
 inline constexpr base::Duration kPtoMax = base::Duration::seconds(1);
 // Probe timeouts in a row after which a window is closed to its floor.
 inline constexpr uint32_t kPersistentAfterPtos = 2;
-// A suspect path is probed with this interval, doubling up to the ceiling, for ever. Six doublings:
+// A suspect path is probed with this interval, doubling up to the ceiling, until it answers, for it
+// has answered before. Six doublings:
 // so a path that was repaired is back within a second.
 inline constexpr base::Duration kProbeIntervalMin = base::Duration::millis(10);
 inline constexpr base::Duration kProbeIntervalMax = base::Duration::millis(640);
+// A path that never answered may lead to somebody who has nothing to do with us: whoever holds a
+// key may name any address. It is challenged so often, and from then on only while its peer is
+// wanted, with intervals that double up to the first of these until one path to the peer works,
+// which the join timeout bounds, and to the second from then on.
+inline constexpr uint32_t kUnansweredTries = 8;
+inline constexpr base::Duration kJoiningIntervalMax = base::Duration::millis(2560);
+inline constexpr base::Duration kUnansweredIntervalMax = base::Duration::seconds(10);
+// What else goes there never is more than came from the peer; of which so much is remembered.
+inline constexpr int64_t kUnansweredCreditMax = 16 * 1200;
 // Challenges of one path that an echo may still answer. As the interval doubles, that covers round
 // trips of two seconds.
 inline constexpr size_t kChallengesKept = 4;

@@ -61,6 +61,7 @@ class LinkEpochs {
 
   void on_traffic(uint64_t bytes) { bytes_ += bytes; }
   void on_forgery() { ++forgeries_; }
+  uint64_t forgeries() const { return forgeries_; }  // in this epoch
   // Time to call begin().
   bool is_due(base::Instant now) const;
   // A change began `patience` ago, and the peer still does not send in the new epoch.

@@ -84,9 +84,12 @@ struct PeerDescription {
 
 // --- Events: what the endpoint reports, in the order in which it happened ---
 
-// Keys for this rank are needed: answer with install_peer or fail_peer.
+// Keys for this rank are needed: answer with install_peer or fail_peer. Also reported of a peer
+// that is known and is needed now: other engines may have to link it, too. A hint: somebody,
+// whoever it is, uses its SPI. Worth one look-up; answer with learn_peer or not at all.
 struct PeerWanted {
   base::Rank peer;
+  bool is_hint = false;
 };
 // The peer has every byte of a large message.
 struct SendDelivered {

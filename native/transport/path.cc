@@ -76,9 +76,12 @@ size_t SendingPath::burst_bytes_max() const {
   return std::clamp<size_t>(congestion.window() / 4, kDatagramBytesJumbo, kBurstBytesMax);
 }
 
-void SendingPath::on_challenge_sent(Challenge challenge) {
+void SendingPath::on_challenge_sent(Challenge challenge, base::Duration interval_max) {
   std::shift_right(challenges.begin(), challenges.end(), 1);
   challenges.front() = challenge;
+  next_challenge_at = challenge.sent_at + challenge_interval;
+  challenge_interval = base::shorter(challenge_interval * 2, interval_max);
+  if (!has_answered()) ++tries;
 }
 
 std::optional<base::Instant> SendingPath::on_echo(uint64_t value) {

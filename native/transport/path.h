@@ -77,12 +77,14 @@ struct SendingPath {
   base::Instant room_at(base::Instant now) const;
   // How much one burst may take, so that several bursts make a window.
   size_t burst_bytes_max() const;
-  // Each challenge has its own value: an echo that is slower than the repetition must not be timed
-  // from a later challenge.
-  void on_challenge_sent(Challenge challenge);
+  // The next one is due when the interval has passed. Each challenge has its own value: an echo
+  // that is slower than the repetition must not be timed from a later challenge.
+  void on_challenge_sent(Challenge challenge, base::Duration interval_max = kProbeIntervalMax);
   // When the echoed challenge was sent, if it is one of ours; all of them are settled then.
   std::optional<base::Instant> on_echo(uint64_t value);
   void forget_challenges() { challenges.fill({}); }
+  // Whether the peer has ever been seen to be where this path leads.
+  bool has_answered() const { return state != PathState::kValidating; }
 
   // What has to be free for the next packet. Not single packets of a large window: they would be
   // bursts of one.
@@ -114,8 +116,9 @@ struct SendingPath {
   std::array<Challenge, kChallengesKept> challenges{};  // not echoed yet, newest first
   base::Instant next_challenge_at;                      // when to send (again); never while active
   base::Duration challenge_interval;                    // doubles
-  uint32_t echoes = 0;                                  // answered since the path became suspect
-  uint64_t message_bytes = 0;                           // payload sent here, resends included
+  uint32_t tries = 0;                 // challenges before the first answer, of kUnansweredTries
+  uint32_t echoes = 0;                // answered since the path became suspect
+  uint64_t message_bytes = 0;         // payload sent here, resends included
   std::optional<uint64_t> echo_owed;  // a challenge of the peer that is to be echoed here
   std::string send_error;             // why the newest burst could not be sent; empty: it could
 };

@@ -363,7 +363,8 @@ TEST(Driver, run__makes_the_progress_thread_serve_new_timers) {
   std::vector<UdpSocket> own_sockets;
   auto own = make_config(0, 2, {.calls = &calls}, own_sockets);
   const auto driver =
-      Driver::make(std::move(own), std::move(own_sockets), {}, [](base::Rank) {}).value();
+      Driver::make(std::move(own), std::move(own_sockets), {}, [](const transport::PeerWanted&) {
+      }).value();
   transport::PeerDescription peer;
   peer.rank = base::Rank{1};
   const auto public_key = crypto::KeyPair::from_private([] {

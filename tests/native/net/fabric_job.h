@@ -73,7 +73,7 @@ class FabricJob {
   // A rank that can find the others, but that they cannot find.
   void make(uint32_t rank, Fabric::Resolve resolve = {}) {
     if (!resolve) {
-      resolve = [this](const std::string& key, base::Rank peer) {
+      resolve = [this](const std::string& key, base::Rank peer, bool) {
         return board.look_up(key, peer);
       };
     }

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "net/fabric_job.h"
+#include "wire/header.h"
 
 namespace securefabric::net {
 namespace {
@@ -145,6 +146,64 @@ TEST(Fabric, resolve__a_peer_whose_group_comes_later) {
   EXPECT_TRUE(job.wait(1, *second));
 }
 
+// A stranger who knows every port and every SPI tries them all before any rank has a reason to
+// talk. What the ranks drop is what he sent, to the last datagram: none of them said a word.
+TEST(Fabric, resolve__junk_with_every_spi_at_every_port_is_answered_by_nobody) {
+  constexpr uint32_t kRanks = 4;
+  FabricJob job(kRanks, /*engines=*/2);
+  std::mutex mutex;
+  std::map<Rank, int> look_ups, needed;
+  job.make(0, [&](const std::string& key, Rank rank, bool is_needed) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    ++(is_needed ? needed : look_ups)[rank];
+    return job.board.look_up(key, rank);
+  });
+  for (uint32_t rank = 1; rank < kRanks; ++rank) job.make(rank);
+  for (uint32_t rank = 0; rank < kRanks - 1; ++rank) job.board.publish(*job.fabric(rank));
+  for (uint32_t rank = 0; rank < kRanks - 1; ++rank) job.join(rank);  // the last one is late
+  UdpSocket stranger = bind_or_die();
+  std::map<uint32_t, uint64_t> sent;
+  const auto dropped = [&](uint32_t rank) {
+    const transport::DropCounters drops = job.fabric(rank)->stats().drops;
+    return drops.unknown_spi + drops.auth_failed + drops.path_mismatch;
+  };
+  for (int round = 0; round < 10; ++round) {
+    for (uint32_t victim = 0; victim < kRanks; ++victim) {
+      for (const EngineEntry& engine : job.fabric(victim)->engine_entries()) {
+        for (uint8_t socket = 0; socket < engine.addresses.size(); ++socket) {
+          for (uint32_t rank = 0; rank < kRanks; ++rank) {
+            std::vector<uint8_t> junk = random_bytes(64, rank);
+            wire::encode_header(
+                {base::PathId::from_sockets(0, socket), base::Spi{engine.spi_base.value + rank}, 5},
+                junk);
+            (void)stranger.send_burst(engine.addresses[socket], junk, junk.size());
+            ++sent[victim];
+          }
+        }
+      }
+      EXPECT_TRUE(eventually([&] { return dropped(victim) >= sent[victim]; }));
+    }
+  }
+  for (uint32_t rank = 0; rank < kRanks; ++rank) {
+    const FabricStats stats = job.fabric(rank)->stats();
+    EXPECT_EQ(dropped(rank), sent[rank]);
+    EXPECT_EQ(stats.traffic.packets_sealed + stats.traffic.packets_opened, 0u);
+    EXPECT_EQ(stats.peers, 0u);
+    EXPECT_TRUE(job.fabric(rank)->paths().empty());
+  }
+  ReceiveBuffers buffers;
+  EXPECT_TRUE(stranger.receive(buffers).value().empty());
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    EXPECT_EQ(look_ups[Rank{1}], 1);
+    EXPECT_EQ(look_ups[Rank{2}], 1);
+    EXPECT_TRUE(needed.empty());
+  }
+  job.board.publish(*job.fabric(kRanks - 1));
+  job.join(kRanks - 1);
+  for (const size_t engine : {0u, 1u}) job.expect_works(kLarge, engine);
+}
+
 TEST(Fabric, resolve__asks_less_and_less_often_for_a_rank_that_is_late) {
   FabricJob job(2);
   job.make(0);
@@ -166,7 +225,7 @@ TEST(Fabric, resolve__asks_less_and_less_often_for_a_rank_that_is_late) {
 
 TEST(Fabric, resolve__an_entry_that_cannot_be_accepted_fails_the_operation) {
   FabricJob job(2);
-  job.make(0, [](const std::string&, Rank) -> Result<TestBoard::Entry> {
+  job.make(0, [](const std::string&, Rank, bool) -> Result<TestBoard::Entry> {
     return Error{ErrorCode::kAuth, "the entry is not signed"};
   });
   job.board.publish(*job.fabric(0));
@@ -178,7 +237,7 @@ TEST(Fabric, resolve__an_entry_that_cannot_be_accepted_fails_the_operation) {
 
 TEST(Fabric, resolve__that_throws_fails_the_operation) {
   FabricJob job(2);
-  job.make(0, [](const std::string&, Rank) -> Result<TestBoard::Entry> {
+  job.make(0, [](const std::string&, Rank, bool) -> Result<TestBoard::Entry> {
     throw std::runtime_error("the store is gone");
   });
   job.board.publish(*job.fabric(0));
@@ -267,7 +326,7 @@ TEST(Fabric, shutdown__waits_for_the_look_up_that_is_under_way_and_for_no_other)
   std::condition_variable wake;
   int look_ups = 0;         // guarded by mutex
   bool may_return = false;  // guarded by mutex
-  job.make(0, [&](const std::string&, Rank) -> Result<TestBoard::Entry> {
+  job.make(0, [&](const std::string&, Rank, bool) -> Result<TestBoard::Entry> {
     std::unique_lock<std::mutex> lock(mutex);
     ++look_ups;
     wake.notify_all();

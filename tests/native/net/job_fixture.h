@@ -238,9 +238,9 @@ class DriverJob {
       std::vector<UdpSocket> sockets;
       auto config = make_config(rank, size, rank == 0 ? first_rank : others, sockets);
       drivers_.push_back(
-          Driver::make(std::move(config), std::move(sockets), options, [this, rank](base::Rank) {
-            ++wanted_[rank];
-          }).value());
+          Driver::make(std::move(config), std::move(sockets), options,
+                       [this, rank](const transport::PeerWanted&) { ++wanted_[rank]; })
+              .value());
     }
     std::vector<transport::PeerDescription> peers;
     for (const auto& driver : drivers_) {

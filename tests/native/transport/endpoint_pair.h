@@ -123,6 +123,7 @@ class EndpointPair {
     PeerDescription description;         // its roster entry
     std::vector<Event> events;           // everything reported, but PeerWanted that was answered
     size_t lookups = 0;                  // PeerWanted events
+    std::array<size_t, 3> lookups_of{};  // the same by rank
     bool is_paused = false;              // takes no turns and loses what arrives
     bool is_busy = false;                // takes no turns; what arrives waits
     std::deque<Datagram> waiting;        // while it was busy
@@ -379,8 +380,14 @@ class EndpointPair {
     while (auto event = endpoint(index).poll_event()) {
       if (const auto* wanted = std::get_if<PeerWanted>(&*event)) {
         ++nodes_[index].lookups;
+        ++nodes_[index].lookups_of[wanted->peer.value];
         if (!answers_lookups) continue;
-        (void)endpoint(index).install_peer(nodes_[wanted->peer.value].description, now_).ok();
+        const PeerDescription& entry = nodes_[wanted->peer.value].description;
+        if (wanted->is_hint) {
+          (void)endpoint(index).learn_peer(entry, now_);
+        } else {
+          (void)endpoint(index).install_peer(entry, now_).ok();
+        }
       } else {
         nodes_[index].events.push_back(std::move(*event));
       }

@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
-#include "endpoint_pair.h"
+#include "transfers.h"
 
 namespace securefabric::transport {
 namespace {
@@ -219,9 +219,9 @@ TEST_F(EndpointTest, handle_datagram__stranger_with_a_reserved_spi_causes_rare_l
     rogue.say_frame(wire::ConfirmFrame{1});
     pair_.run_for(Duration::millis(2));
   }
-  // Two seconds: now, one second later, and perhaps at the end.
-  EXPECT_GE(pair_.node(0).lookups - lookups_before, 2u);
-  EXPECT_LE(pair_.node(0).lookups - lookups_before, 3u);
+  // Two seconds, ten each, and perhaps one at the end.
+  EXPECT_GE(pair_.node(0).lookups - lookups_before, 19u);
+  EXPECT_LE(pair_.node(0).lookups - lookups_before, 21u);
   EXPECT_EQ(pair_.endpoint(0).drops().unknown_spi, 1000u);
   EXPECT_TRUE(pair_.rogue_inbox.empty());
 }
@@ -282,6 +282,106 @@ TEST(Endpoint, handle_datagram__keys_behind_the_window_and_generations_behind) {
   pair.run_for(Duration::millis(1));
   EXPECT_EQ(pair.endpoint(0).drops().stale_generation, 1u);
   EXPECT_TRUE(pair.events_of<PeerFailed>(0).empty()) << "two key changes went unnoticed";
+}
+
+// --- Hints: somebody uses the SPI of a rank that is not known yet ---
+
+// What a stranger can make of what he sees: a header that fits, and noise.
+ByteVector junk_for(EndpointPair& pair, size_t victim, uint32_t as_rank, base::PathId path) {
+  ByteVector datagram(64, 0xAB);
+  const base::Spi base = pair.node(victim).description.spi_base;
+  wire::encode_header({path, base::Spi{base.value + as_rank}, 5}, datagram);
+  return datagram;
+}
+
+void send_junk(EndpointPair& pair, size_t victim) {
+  for (uint32_t rank = 0; rank < EndpointPair::kWorldSize; ++rank) {
+    for (uint8_t theirs = 0; theirs < pair.options().sockets; ++theirs) {
+      for (uint8_t ours = 0; ours < pair.options().sockets; ++ours) {
+        const auto path = base::PathId::from_sockets(theirs, ours);
+        pair.inject(1, victim, ours, junk_for(pair, victim, rank, path));
+      }
+    }
+  }
+  pair.turn();
+}
+
+TEST(Endpoint, hint__of_a_stranger_leads_to_one_look_up_for_each_rank_and_to_no_word) {
+  EndpointPair pair;
+  for (int i = 0; i < 1000; ++i) {
+    send_junk(pair, 0);
+    pair.run_for(Duration::millis(100));
+  }
+  EXPECT_EQ(pair.node(0).lookups, 2u) << "of ranks 1 and 2";
+  EXPECT_GT(pair.endpoint(0).drops().auth_failed, 1000u) << "and it knows them";
+  EXPECT_EQ(pair.bursts_of(0), 0u);
+  EXPECT_EQ(failures(pair), 0u);
+  for (const auto& [rank, paths] : pair.endpoint(0).paths()) EXPECT_TRUE(paths.empty());
+  EXPECT_TRUE(pair.endpoint(0).poll_timeout().is_never());
+  EXPECT_TRUE(pair.endpoint(0).is_drained());
+  // Nor does what is said to everybody with a link make it talk to them.
+  pair.endpoint(0).post_abort(EndpointPair::rank(1), {7, 0, "over"});
+  pair.endpoint(0).post_status(EndpointPair::rank(1), {7, 5, signature(), true});
+  pair.endpoint(0).post_goodbye();
+  pair.run_for(Duration::seconds(5));
+  EXPECT_EQ(pair.bursts_of(0), 0u);
+}
+
+TEST(Endpoint, hint__without_an_entry_is_followed_now_and_then_and_ranks_take_turns) {
+  EndpointPair pair;
+  pair.answers_lookups = false;
+  size_t junk = 0;
+  for (; pair.node(0).lookups < 20 && junk < 10'000; ++junk) {
+    // Rank 2 is named a hundred times as often as rank 1.
+    const uint32_t rank = junk % 100 == 0 ? 1 : 2;
+    pair.inject(1, 0, 0, junk_for(pair, 0, rank, base::PathId::from_sockets(0, 0)));
+    pair.run_for(Duration::millis(1));
+  }
+  EXPECT_GE(junk, 1'800u) << "ten a second";
+  EXPECT_LE(junk, 2'100u);
+  EXPECT_GE(pair.node(0).lookups_of[1], 8u);
+  EXPECT_GE(pair.node(0).lookups_of[2], 8u);
+}
+
+TEST(Endpoint, hint__then_the_peer_is_wanted_and_linked_at_once) {
+  EndpointPair pair;
+  send_junk(pair, 0);
+  send_junk(pair, 1);
+  ASSERT_EQ(pair.node(0).lookups_of[1], 1u);
+  pair.run_for(kJoinTimeoutDefault * 2);
+  pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
+  EXPECT_TRUE(pair.run_until([&pair] { return pair.is_joined(); }, Duration::millis(50)));
+  EXPECT_EQ(pair.node(1).lookups_of[0], 1u) << "it knew us, and heard us";
+}
+
+TEST(Endpoint, hint__at_an_entry_that_cannot_be_used_is_an_error_when_somebody_wants_it) {
+  EndpointPair pair;
+  pair.node(1).description.public_key.assign(32, 0);
+  for (int i = 0; i < 10; ++i) {
+    send_junk(pair, 0);
+    pair.run_for(Duration::seconds(1));
+  }
+  EXPECT_EQ(failures(pair), 0u);
+  EXPECT_EQ(pair.endpoint(0).peer_error(EndpointPair::rank(1)), std::nullopt);
+  pair.endpoint(0).require_peer(EndpointPair::rank(1), pair.now());
+  pair.run_for(Duration::millis(1));
+  EXPECT_EQ(failures(pair), 1u);
+}
+
+// Keys of a path are made to find out whether a packet is the peer's. They are not kept if it is
+// not.
+TEST(Endpoint, junk_on_every_path_takes_no_secret_memory) {
+  PairOptions options;
+  options.sockets = 32;
+  EndpointPair pair(options);
+  ASSERT_TRUE(pair.join());
+  send_junk(pair, 0);  // now it knows rank 2 as well
+  const std::string before = crypto::secret_memory_status();
+  const uint64_t failed_before = pair.endpoint(0).drops().auth_failed;
+  send_junk(pair, 0);
+  EXPECT_EQ(pair.endpoint(0).drops().auth_failed - failed_before, 2u * 32 * 32)
+      << "of ranks 1, which is linked, and 2, which is known";
+  EXPECT_EQ(crypto::secret_memory_status(), before);
 }
 
 TEST(Endpoint, install_peer__another_incarnation_is_refused) {
