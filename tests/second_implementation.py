@@ -220,7 +220,7 @@ def decode(plaintext: bytes) -> Iterator[tuple[int, Any]]:
             )
             at += length
             continue
-        size = {2: ACK.size, 3: 21, 4: GRANT.size, 5: 9, 6: 9, 7: 1, 8: STATUS.size, 9: ABORT.size}
+        size = {2: ACK.size, 3: 29, 4: GRANT.size, 5: 9, 6: 9, 7: 1, 8: STATUS.size, 9: ABORT.size}
         size |= {10: 1, 11: EPOCH.size}
         if kind == 2:
             fields = ACK.unpack_from(plaintext, at)

@@ -2,12 +2,16 @@
 // cannot be a member, for no half-open range ends behind it.
 //
 // Used where the set stays nearly contiguous: bytes of a message that arrived, message ids that
-// were completed. In the common case there is one range and every call is O(1); `insert` is
-// O(ranges) otherwise, and the caller bounds the number of ranges.
+// were completed. In the common case there is one range and every call is O(1); otherwise a call
+// takes the logarithm of the number of ranges, which the caller bounds: a peer that leaves holes
+// costs memory, but not time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -26,15 +30,23 @@ class RangeSet {
   template <typename OnNew>
   void insert(uint64_t begin, uint64_t end, OnNew&& on_new) {
     if (begin >= end) return;
-    size_t first = first_reaching(begin);
+    auto at = first_reaching(begin);
     uint64_t cursor = begin;
-    size_t last = first;
-    for (; last < ranges_.size() && ranges_[last].begin <= end; ++last) {
-      if (cursor < ranges_[last].begin) on_new(cursor, ranges_[last].begin);
-      if (ranges_[last].end > cursor) cursor = ranges_[last].end;
+    uint64_t merged_begin = begin;
+    uint64_t merged_end = end;
+    while (at != ends_.end() && at->first <= end) {
+      if (cursor < at->first) on_new(cursor, at->first);
+      cursor = std::max(cursor, at->second);
+      merged_end = std::max(merged_end, at->second);
+      if (at->first <= begin) {  // the first one keeps its node
+        merged_begin = at->first;
+        ++at;
+      } else {
+        at = ends_.erase(at);
+      }
     }
     if (cursor < end) on_new(cursor, end);
-    replace(first, last, begin, end);
+    ends_.insert_or_assign(at, merged_begin, merged_end);
   }
   void insert(uint64_t begin, uint64_t end) {
     insert(begin, end, [](uint64_t, uint64_t) {});
@@ -43,17 +55,28 @@ class RangeSet {
   bool contains(uint64_t value) const;
   // True when every member of [begin, end) is present; true for an empty range.
   bool covers(uint64_t begin, uint64_t end) const;
-  bool empty() const { return ranges_.empty(); }
-  const std::vector<Range>& ranges() const { return ranges_; }
-  void clear() { ranges_.clear(); }
+  bool empty() const { return ends_.empty(); }
+  size_t count() const { return ends_.size(); }  // of ranges
+  std::vector<Range> ranges() const;             // ascending
+  void clear() { ends_.clear(); }
 
  private:
-  // Index of the first range whose end is >= value (touching counts), or ranges_.size().
-  size_t first_reaching(uint64_t value) const;
-  // Replaces ranges_[first, last) by their union with [begin, end).
-  void replace(size_t first, size_t last, uint64_t begin, uint64_t end);
+  using Ends = std::map<uint64_t, uint64_t>;  // of each range, by its beginning
 
-  std::vector<Range> ranges_;  // sorted; neighbours do not touch
+  // The first range whose end is >= value (touching counts), or the end.
+  Ends::iterator first_reaching(uint64_t value) {
+    // The newest range is the usual answer, so look there before searching.
+    if (ends_.empty()) return ends_.end();
+    if (const auto last = std::prev(ends_.end()); last->first <= value) {
+      return last->second >= value ? last : ends_.end();
+    }
+    const auto above = ends_.upper_bound(value);
+    if (above == ends_.begin()) return above;
+    const auto below = std::prev(above);
+    return below->second >= value ? below : above;
+  }
+
+  Ends ends_;  // neighbours do not touch
 };
 
 }  // namespace securefabric::base

@@ -81,6 +81,7 @@ void Engine::start(const std::shared_ptr<Operation>& operation, Instant now) {
   op.inquiry_at = now + kInquiryAfter;
   op.inquiry_interval = kInquiryAfter;
   active_[op.id] = operation;
+  set_timer(op);
   const auto at = groups_.find(op.group().wire_id);
   if (at == groups_.end()) {
     return finish(
@@ -117,6 +118,7 @@ void Engine::take_sequence(Operation& operation, GroupState& state) {
   }
   operation.sequence = request.sequence.value_or(state.next_sequence);
   state.next_sequence = operation.sequence + 1;
+  state.collectives[operation.sequence] = &operation;
   state.recent[operation.sequence] = operation.signature();
   if (state.recent.size() > kRecentSignaturesMax) state.recent.erase(state.recent.begin());
 }
@@ -150,30 +152,27 @@ void Engine::handle_timeout(Instant now) {
   now_ = now;
   endpoint_.handle_timeout(now);
   pump(now);
-  std::vector<std::shared_ptr<Operation>> due;
-  for (const auto& [id, operation] : active_) {
-    if (operation->request().deadline <= now || operation->inquiry_at <= now) {
-      due.push_back(operation);
-    }
-  }
-  for (const auto& operation : due) {
-    if (operation->is_done) continue;
+  while (!timers_.empty() && timers_.begin()->first <= now) {
+    const std::shared_ptr<Operation> operation = active_.at(timers_.begin()->second);
     if (operation->request().deadline <= now) {
       fail(*operation, timeout_error(*operation));
     } else {
       inquire(*operation);
+      set_timer(*operation);
     }
   }
   pump(now);
 }
 
+void Engine::set_timer(Operation& operation) {
+  timers_.erase({operation.timer_at, operation.id});
+  operation.timer_at = base::earlier(operation.request().deadline, operation.inquiry_at);
+  if (!operation.timer_at.is_never()) timers_.emplace(operation.timer_at, operation.id);
+}
+
 Instant Engine::poll_timeout() const {
-  Instant earliest = endpoint_.poll_timeout();
-  for (const auto& [id, operation] : active_) {
-    earliest = base::earlier(earliest, operation->request().deadline);
-    earliest = base::earlier(earliest, operation->inquiry_at);
-  }
-  return earliest;
+  const Instant earliest = endpoint_.poll_timeout();
+  return timers_.empty() ? earliest : base::earlier(earliest, timers_.begin()->first);
 }
 
 void Engine::install_peer(const transport::PeerDescription& peer, Instant now) {
@@ -279,18 +278,29 @@ std::string Engine::name_of(const Operation& operation) const {
 }
 
 Operation* Engine::find_active(uint64_t group, uint64_t sequence) {
+  const auto state = groups_.find(group);
+  if (state == groups_.end()) return nullptr;
+  const auto at = state->second.collectives.find(sequence);
+  return at == state->second.collectives.end() ? nullptr : at->second;
+}
+
+std::vector<std::shared_ptr<Operation>> Engine::operations_of(const Group& group) const {
+  std::vector<std::shared_ptr<Operation>> operations;
   for (const auto& [id, operation] : active_) {
-    if (operation->is_point_to_point()) continue;
-    if (operation->group().wire_id == group && operation->sequence == sequence) {
-      return operation.get();
-    }
+    if (&operation->group() == &group) operations.push_back(operation);
   }
-  return nullptr;
+  return operations;
 }
 
 void Engine::finish(Operation& operation, std::optional<Error> error) {
   const auto at = active_.find(operation.id);
   SF_CHECK(at != active_.end());
+  timers_.erase({operation.timer_at, operation.id});
+  if (const auto state = groups_.find(operation.group().wire_id); state != groups_.end()) {
+    const auto mine = state->second.collectives.find(operation.sequence);
+    const bool is_indexed = mine != state->second.collectives.end() && mine->second == &operation;
+    if (is_indexed) state->second.collectives.erase(mine);
+  }
   operation.is_done = true;
   operation.error = std::move(error);
   completed_.push_back(std::move(at->second));

@@ -84,6 +84,7 @@ class Engine final : private transport::ReceiveMatcher {
     std::shared_ptr<Group> group;
     std::map<base::Rank, uint32_t> members;      // group rank of each global rank
     uint64_t next_sequence = 0;                  // of the next collective
+    std::map<uint64_t, Operation*> collectives;  // active ones, by sequence
     std::map<uint64_t, wire::Signature> recent;  // signatures of the newest collectives
     std::map<std::pair<uint32_t, uint32_t>, uint64_t> sends;  // next of (group rank, tag)
   };
@@ -94,7 +95,7 @@ class Engine final : private transport::ReceiveMatcher {
   // engine_steps.cc: running the steps of operations
   void run_ready(Operation& operation, std::vector<uint32_t> ready);
   bool run_step(Operation& operation, uint32_t index);
-  void post_send(Operation& operation, uint32_t index);
+  bool post_send(Operation& operation, uint32_t index);
   void post_receive(Operation& operation, uint32_t index);
   void attach(base::Rank peer, uint64_t message_id, const transport::PostedReceive& receive);
   void match_point_to_point(uint64_t group, uint32_t tag);
@@ -102,7 +103,10 @@ class Engine final : private transport::ReceiveMatcher {
     return groups_.at(group).members.at(member);
   }
   void complete_step(StepRef ref);
-  void release_steps(Operation& operation);
+  void release_group(const Group& group,
+                     const std::vector<std::shared_ptr<Operation>>& operations);
+  void pull(const Operation& operation, uint32_t index);
+  void pull_what_waits(const Operation& operation);
   wire::MessageKey key_of(const Operation& operation, const Step& step) const;
 
   // engine.cc: life of operations, events
@@ -112,6 +116,8 @@ class Engine final : private transport::ReceiveMatcher {
   void on_event(const transport::Event& event);
   void finish(Operation& operation, std::optional<base::Error> error);
   Operation* find_active(uint64_t group, uint64_t sequence);
+  void set_timer(Operation& operation);
+  std::vector<std::shared_ptr<Operation>> operations_of(const Group& group) const;
 
   // engine_failures.cc: disagreement, lost peers, deadlines, aborts
   void on_mismatch(const transport::MessageMismatch& mismatch);
@@ -133,6 +139,7 @@ class Engine final : private transport::ReceiveMatcher {
   void on_status(base::Rank peer, const wire::StatusFrame& status);
   void note_progress(Operation& operation, uint32_t member, const wire::StatusFrame& status);
   void answer_status(base::Rank peer, const wire::StatusFrame& question, const GroupState& state);
+  const Operation& asked_about(const Operation& operation) const;
   base::Error timeout_error(const Operation& operation) const;
   void fail(Operation& operation, const base::Error& error);
   void break_group(Group& group, const base::Error& error, const std::optional<base::Error>& told);
@@ -146,6 +153,7 @@ class Engine final : private transport::ReceiveMatcher {
   std::map<uint64_t, GroupState> groups_;                  // by wire id
   std::set<uint64_t> closed_groups_;                       // wire ids that were removed
   std::map<uint64_t, std::shared_ptr<Operation>> active_;  // started and not done, by id
+  std::set<std::pair<base::Instant, uint64_t>> timers_;    // of active operations, with their ids
   uint64_t next_operation_id_ = 0;
   std::unordered_map<transport::Token, StepRef> tokens_;  // posted sends and receives
   transport::Token next_token_ = 1;

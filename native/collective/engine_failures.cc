@@ -164,7 +164,9 @@ void Engine::on_peer_lost(Rank peer, const Error& error) {
   for (const auto& [id, operation] : active_) {
     if (is_deserted_by(*operation, peer)) affected.push_back(operation);
   }
-  for (const auto& operation : affected) fail_deserted(*operation, peer, error);
+  for (const auto& operation : affected) {
+    if (!operation->is_done) fail_deserted(*operation, peer, error);
+  }
 }
 
 // The same for an operation that starts when peers are gone already.
@@ -206,10 +208,22 @@ std::vector<uint32_t> Engine::silent_peers(const Operation& operation) const {
   return {silent.begin(), silent.end()};
 }
 
+void Engine::pull_what_waits(const Operation& operation) {
+  const auto& steps = operation.request().schedule.steps;
+  for (uint32_t i = 0; i < operation.states.size(); ++i) {
+    const Operation::StepState& state = operation.states[i];
+    if (!state.is_started || state.is_done || !is_receive(steps[i].kind)) continue;
+    if (steps[i].peer == kAnySource) continue;
+    if (endpoint_.is_short_of_credit(operation.group().ranks[steps[i].peer])) pull(operation, i);
+  }
+}
+
 void Engine::inquire(Operation& operation) {
   operation.inquiry_interval = base::shorter(operation.inquiry_interval * 2, kInquiryIntervalMax);
   operation.inquiry_at = now_ + operation.inquiry_interval;
+  pull_what_waits(operation);
   if (operation.is_point_to_point()) return;
+  if (&asked_about(operation) != &operation) return;
   for (const uint32_t peer : silent_peers(operation)) {
     wire::StatusFrame status;
     status.group = operation.group().wire_id;
@@ -273,20 +287,28 @@ void Engine::answer_status(Rank peer, const wire::StatusFrame& question, const G
   endpoint_.post_status(peer, answer);
 }
 
+// Ranks start the collectives of a group in one order: who has not started the oldest has started
+// none. So peers are asked about that one alone.
+const Operation& Engine::asked_about(const Operation& operation) const {
+  if (operation.is_point_to_point()) return operation;
+  return *groups_.at(operation.group().wire_id).collectives.begin()->second;
+}
+
 Error Engine::timeout_error(const Operation& operation) const {
   std::string text = name_of(operation) + " Timed out after " +
                      in_seconds(now_ - operation.started_at) + " on rank " +
                      std::to_string(endpoint_.config().rank.value);
   const char* separator = ", waiting for ";
+  const Operation& asked = asked_about(operation);
   for (const uint32_t peer : silent_peers(operation)) {
     const Rank rank = operation.group().ranks[peer];
     text += separator + endpoint_.describe_peer(rank);
     separator = ", ";
-    if (operation.unknown_to.contains(peer)) {
+    if (asked.unknown_to.contains(peer)) {
       text +=
           " which knows no such group: it has not made it yet, or ranks disagree about its members "
           "or about the order in which they make groups";
-    } else if (operation.not_started.contains(peer)) {
+    } else if (asked.not_started.contains(peer)) {
       text += " which has not started this operation";
     } else if (const auto heard = endpoint_.last_heard_at(rank)) {
       text += " last heard " + in_seconds(now_ - *heard) + " ago";
@@ -298,11 +320,10 @@ Error Engine::timeout_error(const Operation& operation) const {
 }
 
 void Engine::fail(Operation& operation, const Error& error) {
-  const std::shared_ptr<Group> group = operation.shared_group();
   if (operation.is_done) return;
-  release_steps(operation);
-  finish(operation, error);
-  if (!group->broken) break_group(*group, error, error);
+  SF_CHECK(!operation.group().broken);  // which ended all operations, and starts no more
+  const std::shared_ptr<Group> group = operation.shared_group();
+  break_group(*group, error, error);
 }
 
 void Engine::break_group(Group& group, const Error& error, const std::optional<Error>& told) {
@@ -312,11 +333,9 @@ void Engine::break_group(Group& group, const Error& error, const std::optional<E
 
 void Engine::break_here(Group& group, const Error& error, const std::optional<Error>& told) {
   group.broken = error;
-  std::vector<std::shared_ptr<Operation>> affected;
-  for (const auto& [id, operation] : active_) {
-    if (&operation->group() == &group) affected.push_back(operation);
-  }
-  for (const auto& operation : affected) fail(*operation, error);
+  const auto affected = operations_of(group);
+  release_group(group, affected);
+  for (const auto& operation : affected) finish(*operation, error);
   if (told) tell_members(endpoint_, group, *told);
 }
 

@@ -29,10 +29,7 @@ void Engine::run_ready(Operation& operation, std::vector<uint32_t> ready) {
 bool Engine::run_step(Operation& operation, uint32_t index) {
   const Step& step = operation.request().schedule.steps[index];
   operation.states[index].is_started = true;
-  if (step.kind == StepKind::kSend) {
-    post_send(operation, index);
-    return step.target.length <= transport::kCopiedMessageBytesMax;
-  }
+  if (step.kind == StepKind::kSend) return post_send(operation, index);
   if (is_receive(step.kind)) {
     post_receive(operation, index);
     return false;
@@ -68,18 +65,19 @@ bool was_just_made(const Schedule& schedule, const Step& send) {
 
 }  // namespace
 
-void Engine::post_send(Operation& operation, uint32_t index) {
+// True when the bytes were copied, which completes the step.
+bool Engine::post_send(Operation& operation, uint32_t index) {
   const Step& step = operation.request().schedule.steps[index];
   transport::SendRequest request;
   request.key = key_of(operation, step);
   request.signature = operation.signature();
   request.bytes = operation.bytes_of(step.target);
   request.is_passed_on = was_just_made(operation.request().schedule, step);
-  if (request.bytes.size() > transport::kCopiedMessageBytesMax) {
-    request.token = operation.states[index].token = next_token_++;
-    tokens_[request.token] = StepRef{&operation, index};
-  }
-  endpoint_.post_send(operation.group().ranks[step.peer], request);
+  request.token = next_token_++;
+  if (endpoint_.post_send(operation.group().ranks[step.peer], request)) return true;
+  operation.states[index].token = request.token;
+  tokens_[request.token] = StepRef{&operation, index};
+  return false;
 }
 
 void Engine::post_receive(Operation& operation, uint32_t index) {
@@ -96,6 +94,7 @@ void Engine::post_receive(Operation& operation, uint32_t index) {
     if (step.peer != kAnySource) source = operation.group().ranks[step.peer];
     point_to_point_.post(group, request.tag, source, receive);
     unmatched_tags_.emplace(group, request.tag);
+    if (source && endpoint_.is_short_of_credit(*source)) pull(operation, index);
     return;
   }
   const Rank peer = operation.group().ranks[step.peer];
@@ -104,7 +103,26 @@ void Engine::post_receive(Operation& operation, uint32_t index) {
   // The sender of a large message waits until it knows that a receive is posted.
   if (step.target.length > transport::kEagerMessageBytesMax) {
     endpoint_.post_grant(peer, key_of(operation, step), step.target.length);
+  } else if (endpoint_.is_short_of_credit(peer)) {
+    pull(operation, index);
   }
+}
+
+// Asks for the message of a posted receive, which may wait at its sender for want of credit.
+void Engine::pull(const Operation& operation, uint32_t index) {
+  const Step& step = operation.request().schedule.steps[index];
+  if (step.peer == kAnySource) return;  // nobody knows whose
+  const Rank peer = operation.group().ranks[step.peer];
+  wire::MessageKey key = key_of(operation, step);
+  if (operation.is_point_to_point()) {
+    const auto number = point_to_point_.awaited_by(key.group, key.slot, peer,
+                                                   operation.states[index].token);
+    if (!number) return;
+    key.operation = *number;
+  } else if (transport::is_granted_unasked(key, step.target.length)) {
+    return;
+  }
+  endpoint_.post_pull(peer, key, step.target.length);
 }
 
 void Engine::attach(Rank peer, uint64_t message_id, const PostedReceive& receive) {
@@ -162,28 +180,16 @@ void Engine::complete_step(StepRef ref) {
   run_ready(operation, std::move(ready));
 }
 
-// Takes everything back that the operation has posted, so that its memory may go away.
-void Engine::release_steps(Operation& operation) {
-  const OperationRequest& request = operation.request();
-  const uint64_t group = operation.group().wire_id;
-  for (uint32_t i = 0; i < operation.states.size(); ++i) {
-    const Operation::StepState& state = operation.states[i];
-    if (!state.is_started || state.is_done || state.token == 0) continue;
-    const Step& step = request.schedule.steps[i];
-    tokens_.erase(state.token);
-    if (step.kind == StepKind::kSend) {
-      endpoint_.withdraw_send(operation.group().ranks[step.peer], state.token);
-      continue;
-    }
-    if (operation.is_point_to_point()) {
-      point_to_point_.withdraw(group, request.tag, state.token);
-    } else {
-      collectives_.withdraw(
-          {group, operation.sequence, operation.group().ranks[step.peer], step.slot});
-    }
-    const uint32_t peer = step.peer == kAnySource ? operation.source_rank : step.peer;
-    if (peer != kAnySource) {
-      endpoint_.withdraw_receive(operation.group().ranks[peer], state.token);
+// Takes back what the operations of a group have posted, so that their memory may go away. One walk
+// for all of them, for a failure ends them all.
+void Engine::release_group(const Group& group,
+                           const std::vector<std::shared_ptr<Operation>>& operations) {
+  for (const Rank rank : group.ranks) endpoint_.withdraw_group(rank, group.wire_id);
+  collectives_.withdraw_group(group.wire_id);
+  point_to_point_.withdraw_group(group.wire_id);
+  for (const auto& operation : operations) {
+    for (const Operation::StepState& state : operation->states) {
+      if (state.is_started && !state.is_done && state.token != 0) tokens_.erase(state.token);
     }
   }
 }

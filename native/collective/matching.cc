@@ -43,21 +43,39 @@ std::vector<std::pair<CollectiveMatching::Key, HeldMessage>> CollectiveMatching:
   return found;
 }
 
+void CollectiveMatching::withdraw_group(uint64_t group) {
+  std::erase_if(posted_, [group](const auto& entry) { return entry.first.group == group; });
+}
+
 void CollectiveMatching::drop_group(uint64_t group) {
-  const auto of_group = [group](const auto& entry) { return entry.first.group == group; };
-  std::erase_if(posted_, of_group);
-  std::erase_if(held_, of_group);
+  withdraw_group(group);
+  std::erase_if(held_, [group](const auto& entry) { return entry.first.group == group; });
 }
 
 void PointToPointMatching::post(uint64_t group, uint32_t tag, std::optional<Rank> source,
                                 const PostedReceive& receive) {
-  queues_[{group, tag}].posted.push_back({source, receive});
+  TagQueue& queue = queues_[{group, tag}];
+  queue.posted[source].push_back({queue.next_order++, receive});
 }
 
-void PointToPointMatching::withdraw(uint64_t group, uint32_t tag, transport::Token token) {
-  const auto at = queues_.find({group, tag});
-  if (at == queues_.end()) return;
-  std::erase_if(at->second.posted, [token](const Posted& p) { return p.receive.token == token; });
+void PointToPointMatching::withdraw_group(uint64_t group) {
+  for (auto& [key, queue] : queues_) {
+    if (key.first == group) queue.posted.clear();
+  }
+}
+
+std::optional<PostedReceive> PointToPointMatching::take_receive(TagQueue& queue, Rank sender) {
+  auto first = queue.posted.find(Source(sender));
+  const auto any = queue.posted.find(Source());
+  const bool is_any_first =
+      any != queue.posted.end() && (first == queue.posted.end() ||
+                                    any->second.front().order < first->second.front().order);
+  if (is_any_first) first = any;
+  if (first == queue.posted.end()) return std::nullopt;
+  const PostedReceive receive = first->second.front().receive;
+  first->second.pop_front();
+  if (first->second.empty()) queue.posted.erase(first);
+  return receive;
 }
 
 std::optional<PostedReceive> PointToPointMatching::offer(uint64_t group, uint32_t tag,
@@ -65,19 +83,13 @@ std::optional<PostedReceive> PointToPointMatching::offer(uint64_t group, uint32_
                                                          const HeldMessage& message) {
   TagQueue& queue = queues_[{group, tag}];
   Lane& lane = queue.lanes[message.peer];
-  if (sequence != lane.next_sequence) {
-    if (sequence > lane.next_sequence) lane.waiting[sequence] = message;
-    return std::nullopt;
-  }
-  const auto posted = std::find_if(queue.posted.begin(), queue.posted.end(), [&](const Posted& p) {
-    return !p.source || *p.source == message.peer;
-  });
-  if (posted == queue.posted.end()) {
+  if (sequence < lane.next_sequence) return std::nullopt;
+  std::optional<PostedReceive> receive;
+  if (sequence == lane.next_sequence) receive = take_receive(queue, message.peer);
+  if (!receive) {
     lane.waiting[sequence] = message;
     return std::nullopt;
   }
-  const PostedReceive receive = posted->receive;
-  queue.posted.erase(posted);
   lane.waiting.erase(sequence);
   ++lane.next_sequence;
   return receive;
@@ -86,20 +98,30 @@ std::optional<PostedReceive> PointToPointMatching::offer(uint64_t group, uint32_
 std::optional<PointToPointMatching::Pair> PointToPointMatching::take_pair(uint64_t group,
                                                                           uint32_t tag) {
   const auto at = queues_.find({group, tag});
-  if (at == queues_.end()) return std::nullopt;
-  TagQueue& queue = at->second;
-  for (auto posted = queue.posted.begin(); posted != queue.posted.end(); ++posted) {
-    for (auto& [peer, lane] : queue.lanes) {
-      if (posted->source && *posted->source != peer) continue;
-      const auto waiting = lane.waiting.find(lane.next_sequence);
-      if (waiting == lane.waiting.end()) continue;
-      Pair pair{posted->receive, waiting->second};
-      lane.waiting.erase(waiting);
-      ++lane.next_sequence;
-      queue.posted.erase(posted);
-      return pair;
-    }
+  if (at == queues_.end() || at->second.posted.empty()) return std::nullopt;
+  for (auto& [peer, lane] : at->second.lanes) {
+    const auto waiting = lane.waiting.find(lane.next_sequence);
+    if (waiting == lane.waiting.end()) continue;
+    const auto receive = take_receive(at->second, peer);
+    if (!receive) continue;
+    const Pair pair{*receive, waiting->second};
+    lane.waiting.erase(waiting);
+    ++lane.next_sequence;
+    return pair;
   }
+  return std::nullopt;
+}
+
+std::optional<uint64_t> PointToPointMatching::awaited_by(uint64_t group, uint32_t tag, Rank source,
+                                                         transport::Token receive) const {
+  const auto at = queues_.find({group, tag});
+  if (at == queues_.end() || at->second.posted.contains(Source())) return std::nullopt;
+  const auto posted = at->second.posted.find(Source(source));
+  if (posted == at->second.posted.end()) return std::nullopt;
+  const auto lane = at->second.lanes.find(source);
+  const uint64_t next = lane == at->second.lanes.end() ? 0 : lane->second.next_sequence;
+  if (posted->second.front().receive.token == receive) return next;
+  if (posted->second.back().receive.token == receive) return next + posted->second.size() - 1;
   return std::nullopt;
 }
 

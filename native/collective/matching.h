@@ -39,7 +39,8 @@ class CollectiveMatching {
 
   // Returns the held message for this receive, if it has begun; otherwise remembers the receive.
   std::optional<HeldMessage> post(const Key& key, const transport::PostedReceive& receive);
-  void withdraw(const Key& key) { posted_.erase(key); }
+  // Forgets the receives of a group.
+  void withdraw_group(uint64_t group);
   // Takes the posted receive for a message that begins; otherwise remembers the message.
   std::optional<transport::PostedReceive> take(const Key& key, const HeldMessage& message);
   // The message that is held for a receive that is not yet posted.
@@ -63,7 +64,12 @@ class PointToPointMatching {
   // `source` is a global rank, or nothing for any.
   void post(uint64_t group, uint32_t tag, std::optional<base::Rank> source,
             const transport::PostedReceive& receive);
-  void withdraw(uint64_t group, uint32_t tag, transport::Token token);
+  // Forgets the receives of a group.
+  void withdraw_group(uint64_t group);
+  // The number of the message that a receive from `source` will get, if it is the oldest or the
+  // newest of its tag, and no receive of the tag takes messages of any source.
+  std::optional<uint64_t> awaited_by(uint64_t group, uint32_t tag, base::Rank source,
+                                     transport::Token receive) const;
   // Offers a message that begins to arrive. The receive, if it can be matched at once.
   std::optional<transport::PostedReceive> offer(uint64_t group, uint32_t tag, uint64_t sequence,
                                                 const HeldMessage& message);
@@ -75,17 +81,21 @@ class PointToPointMatching {
 
  private:
   struct Posted {
-    std::optional<base::Rank> source;  // nothing: any
+    uint64_t order = 0;  // of posting, over all sources of the tag
     transport::PostedReceive receive;
   };
+  using Source = std::optional<base::Rank>;  // nothing: any
   struct Lane {
     uint64_t next_sequence = 0;               // of the next message to match
     std::map<uint64_t, HeldMessage> waiting;  // by sequence
   };
   struct TagQueue {
-    std::deque<Posted> posted;         // in the order of posting
-    std::map<base::Rank, Lane> lanes;  // by sender
+    uint64_t next_order = 0;
+    std::map<Source, std::deque<Posted>> posted;  // in the order of posting; none is empty
+    std::map<base::Rank, Lane> lanes;             // by sender
   };
+  // Takes the first receive that accepts a message of this sender.
+  static std::optional<transport::PostedReceive> take_receive(TagQueue& queue, base::Rank sender);
 
   std::map<std::pair<uint64_t, uint32_t>, TagQueue> queues_;  // by (group, tag)
 };

@@ -24,6 +24,8 @@ constexpr Duration kLazyTick = Duration::millis(2);
 constexpr Duration kProgressTick = Duration::seconds(1);
 // How often it tries to send again while a socket's buffer is full.
 constexpr Duration kBlockedTick = Duration::micros(200);
+// Peers and timers are served between so many submitted tasks.
+constexpr size_t kTasksPerTurn = 256;
 // Threads that stand by look again at least this often; see the table in driver.h.
 constexpr Duration kIdleWaiterTick = Duration::millis(5);
 
@@ -181,8 +183,14 @@ void Driver::take_tasks() {
   std::deque<EngineTask> taken;
   {
     const std::lock_guard<std::mutex> lock(tasks_mutex_);
-    taken.swap(tasks_);
-    has_tasks_.store(false);
+    if (tasks_.size() <= kTasksPerTurn) {
+      taken.swap(tasks_);
+    } else {
+      const auto end = tasks_.begin() + static_cast<ptrdiff_t>(kTasksPerTurn);
+      taken.assign(std::move_iterator(tasks_.begin()), std::move_iterator(end));
+      tasks_.erase(tasks_.begin(), end);
+    }
+    has_tasks_.store(!tasks_.empty());
   }
   for (EngineTask& task : taken) task(engine_, now());
 }
@@ -487,7 +495,7 @@ void Driver::end_engine() {
     const std::lock_guard<std::mutex> lock(tasks_mutex_);
     tasks_are_closed_ = true;
   }
-  take_tasks();
+  while (has_tasks_.load()) take_tasks();
   fail_everything(ended_error());
   flush_deferred();
   engine_.endpoint().wipe();

@@ -159,6 +159,7 @@ void Connection::fail(Error error) {
   sends_.clear();
   receives_.clear();
   control_.clear();
+  grants_waiting_.clear();
   wipe_keys();
   error_ = error;
   shared_.events.push_back(PeerFailed{peer_, std::move(error)});
@@ -304,30 +305,47 @@ Instant Connection::deadline(Instant now) const {
   return earliest <= now ? now : earliest;
 }
 
-void Connection::post_send(const SendRequest& request) {
-  sends_.post(request);
-}
-void Connection::withdraw_send(Token token) {
-  sends_.withdraw(token);
-}
-
 void Connection::attach_receive(uint64_t message_id, const PostedReceive& receive, Instant now) {
   InboundMessages::Effects effects;
   receives_.attach(message_id, receive, effects);
   apply(effects, now);
 }
 
-void Connection::withdraw_receive(Token token) {
-  receives_.withdraw(token);
+void Connection::withdraw_group(uint64_t group) {
+  const auto is_of_group = [group](const auto& grant) { return grant.first.group == group; };
+  std::erase_if(grants_waiting_, is_of_group);
+  sends_.withdraw_group(group);
+  receives_.withdraw_group(group);
+  update_credit();
+}
+
+void Connection::post_pull(const wire::MessageKey& key, uint64_t bytes) {
+  if (control_.size() >= kControlFramesBusy) return;  // the engine asks again
+  queue_control(wire::GrantFrame{key, bytes, next_grant_id_++, /*is_pull=*/true});
 }
 
 void Connection::post_grant(const wire::MessageKey& key, uint64_t bytes, Instant now) {
-  if (shared_.pool.on_activity(peer_, now)) shared_.shares_changed = true;
-  queue_control(wire::GrantFrame{key, bytes, next_grant_id_++});
+  grants_waiting_.emplace_back(key, bytes);
+  serve_grants(now);
 }
 
+void Connection::serve_grants(Instant now) {
+  while (!grants_waiting_.empty() && receives_.granted() < kGrantsOutstandingMax && is_usable()) {
+    const auto [key, bytes] = grants_waiting_.front();
+    grants_waiting_.pop_front();
+    receives_.on_granted_unasked(key.group);
+    send_grant(key, bytes, now);
+  }
+}
+
+void Connection::send_grant(const wire::MessageKey& key, uint64_t bytes, Instant now) {
+  if (shared_.pool.on_activity(peer_, now)) shared_.shares_changed = true;
+  queue_control(wire::GrantFrame{key, bytes, next_grant_id_++, /*is_pull=*/false});
+}
+
+// A question that is not asked is asked again; who asks without end gets no answers without end.
 void Connection::post_status(const wire::StatusFrame& status) {
-  queue_control(status);
+  if (control_.size() < kControlFramesBusy) queue_control(status);
 }
 
 void Connection::post_abort(const wire::AbortFrame& abort) {

@@ -114,11 +114,17 @@ class Connection {
   bool poll_burst(base::Instant now, base::MutableBytes burst, Transmit& out);
   void note_send_error(base::PathId path, std::string what);
 
-  void post_send(const SendRequest& request);
-  void withdraw_send(Token token);
+  bool post_send(const SendRequest& request) { return sends_.post(request); }
   void attach_receive(uint64_t message_id, const PostedReceive& receive, base::Instant now);
-  void withdraw_receive(Token token);
+  // Receives and sends of the group end where they are; see the queues.
+  void withdraw_group(uint64_t group);
   void post_grant(const wire::MessageKey& key, uint64_t bytes, base::Instant now);
+  // Asks for a message that may wait for credit.
+  void post_pull(const wire::MessageKey& key, uint64_t bytes);
+  // The peer may have messages that wait for credit.
+  bool is_short_of_credit() const {
+    return receives_.announced() + kAnnouncedLow >= advertised_announced_limit_;
+  }
   void post_status(const wire::StatusFrame& status);
   void post_abort(const wire::AbortFrame& abort);
   void post_goodbye();
@@ -127,6 +133,7 @@ class Connection {
   void update_credit();
 
   ConnectionState state() const { return state_; }
+  size_t control_frames() const { return control_.size(); }
   bool is_usable() const { return state_ < ConnectionState::kClosed; }
   // Known, and no more: nothing may be sent.
   bool is_passive() const { return state_ == ConnectionState::kKnown; }
@@ -190,6 +197,8 @@ class Connection {
   void handle(const wire::AbortFrame& frame);
   void handle_goodbye();
   void apply(InboundMessages::Effects& effects, base::Instant now);
+  void send_grant(const wire::MessageKey& key, uint64_t bytes, base::Instant now);
+  void serve_grants(base::Instant now);
   void on_congestion_report(SendingPath& path, uint32_t ce_count, base::Instant now);
   void settle(SendingPath& path, const SentPackets::Settled& settled, base::Instant now);
   void settle_frame_lost(const ReliableFrame& frame);
@@ -265,9 +274,12 @@ class Connection {
   SendQueue sends_;                                                   // messages to the peer
   InboundMessages receives_;                                          // messages from the peer
   std::deque<ControlFrame> control_;                                  // to be sent, in order
+  // Unasked grants beyond kGrantsOutstandingMax, in order.
+  std::deque<std::pair<wire::MessageKey, uint64_t>> grants_waiting_;
   uint64_t next_grant_id_ = 0;                       // never reused on this connection
   uint64_t advertised_eager_limit_ = kEagerWindow;   // last credit queued for the peer
-  uint64_t advertised_window_ = kPeerWindowInitial;  // likewise
+  uint64_t advertised_announced_limit_ = kAnnouncedMax;  // likewise
+  uint64_t advertised_window_ = kPeerWindowInitial;      // likewise
   uint32_t next_credit_serial_ = 1;                  // of the next credit for the peer
   bool credit_queued_ = false;                       // a SentCredit is in control_
   uint64_t peer_window_ = kPeerWindowInitial;        // what the peer lets us have in flight

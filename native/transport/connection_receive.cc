@@ -142,7 +142,8 @@ void Connection::handle(Instant now, ReceivingPath& path, const wire::DataFrame&
 
 void Connection::apply(InboundMessages::Effects& effects, Instant now) {
   for (Event& event : effects.events) shared_.events.push_back(std::move(event));
-  for (const wire::GrantFrame& grant : effects.grants) post_grant(grant.key, grant.granted, now);
+  for (const wire::GrantFrame& grant : effects.grants) send_grant(grant.key, grant.granted, now);
+  if (!grants_waiting_.empty()) serve_grants(now);
   update_credit();
 }
 
@@ -151,7 +152,10 @@ void Connection::update_credit() {
   const uint64_t window = shared_.pool.window_of(peer_);
   const bool is_narrower = window < advertised_window_ - advertised_window_ / 4;
   const bool is_wider = window > advertised_window_ + advertised_window_ / 4;
-  const bool has_freed = receives_.eager_limit() - advertised_eager_limit_ >= kEagerWindow / 4;
+  const uint64_t announced_more = receives_.announced_limit() - advertised_announced_limit_;
+  const bool has_freed = receives_.eager_limit() - advertised_eager_limit_ >= kEagerWindow / 4 ||
+                         announced_more >= kAnnouncedMax / 4 ||
+                         (announced_more > 0 && is_short_of_credit());
   if (!is_narrower && !is_wider && !has_freed) return;
   credit_queued_ = true;
   queue_control(SentCredit{});
@@ -159,7 +163,7 @@ void Connection::update_credit() {
 
 // A window may shrink, so the order counts.
 void Connection::handle(const wire::CreditFrame& frame) {
-  sends_.on_credit(frame.eager_limit);
+  sends_.on_credit(frame.eager_limit, frame.announced_limit);
   if (frame.serial <= peer_credit_serial_) return;
   peer_credit_serial_ = frame.serial;
   peer_window_ = frame.window;

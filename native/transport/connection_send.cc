@@ -273,11 +273,13 @@ void Connection::fill_control(PacketBuilder& builder, SentPacket& record) {
       if (fits) record.others.emplace_back(SentEpoch{half->epoch});
     } else if (std::holds_alternative<SentCredit>(frame)) {
       const uint64_t window = shared_.pool.window_of(peer_);
-      fits = builder.add(wire::CreditFrame{receives_.eager_limit(), window, next_credit_serial_});
+      fits = builder.add(wire::CreditFrame{receives_.eager_limit(), window, next_credit_serial_,
+                                           receives_.announced_limit()});
       if (fits) {
         ++next_credit_serial_;
         advertised_window_ = window;
         advertised_eager_limit_ = receives_.eager_limit();
+        advertised_announced_limit_ = receives_.announced_limit();
         credit_queued_ = false;
         record.others.emplace_back(SentCredit{});
       }

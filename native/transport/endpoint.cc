@@ -209,16 +209,19 @@ std::optional<Instant> Endpoint::last_heard_at(Rank peer) const {
   return connection->last_heard_at();
 }
 
-void Endpoint::post_send(Rank peer, const SendRequest& request) {
+bool Endpoint::post_send(Rank peer, const SendRequest& request) {
   Connection* connection = find(peer);
   SF_CHECK(connection != nullptr);
-  if (!connection->is_usable()) return;
-  connection->post_send(request);
+  if (!connection->is_usable()) return request.bytes.size() <= kCopiedMessageBytesMax;
   mark_dirty(peer);
+  return connection->post_send(request);
 }
 
-void Endpoint::withdraw_send(Rank peer, Token token) {
-  if (Connection* connection = find(peer)) connection->withdraw_send(token);
+void Endpoint::withdraw_group(Rank peer, uint64_t group) {
+  Connection* connection = find(peer);
+  if (connection == nullptr) return;
+  connection->withdraw_group(group);
+  mark_dirty(peer);
 }
 
 void Endpoint::attach_receive(Rank peer, uint64_t message_id, const PostedReceive& receive) {
@@ -228,8 +231,21 @@ void Endpoint::attach_receive(Rank peer, uint64_t message_id, const PostedReceiv
   mark_dirty(peer);
 }
 
-void Endpoint::withdraw_receive(Rank peer, Token token) {
-  if (Connection* connection = find(peer)) connection->withdraw_receive(token);
+size_t Endpoint::control_frames(Rank peer) const {
+  const Connection* connection = find(peer);
+  return connection == nullptr ? 0 : connection->control_frames();
+}
+
+bool Endpoint::is_short_of_credit(Rank peer) const {
+  const Connection* connection = find(peer);
+  return connection != nullptr && connection->is_short_of_credit();
+}
+
+void Endpoint::post_pull(Rank peer, const wire::MessageKey& key, uint64_t bytes) {
+  Connection* connection = find(peer);
+  if (connection == nullptr || !connection->is_usable()) return;
+  connection->post_pull(key, bytes);
+  mark_dirty(peer);
 }
 
 void Endpoint::post_grant(Rank peer, const wire::MessageKey& key, uint64_t bytes) {

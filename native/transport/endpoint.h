@@ -64,12 +64,18 @@ class Endpoint {
 
   // All of these need require_peer first; for a peer that is lost they do nothing. (A held message
   // of a peer that has left can still be given its receive.)
-  void post_send(base::Rank peer, const SendRequest& request);
-  void withdraw_send(base::Rank peer, Token token);
+  // True when the message was copied, or the peer is lost: nothing will be reported.
+  bool post_send(base::Rank peer, const SendRequest& request);
   void attach_receive(base::Rank peer, uint64_t message_id, const PostedReceive& receive);
-  void withdraw_receive(base::Rank peer, Token token);
+  // Ends what the group has posted to and from this peer: none of its memory is touched again.
+  // (An operation that fails ends its whole group.) What was copied still goes out.
+  void withdraw_group(base::Rank peer, uint64_t group);
   // Tells the peer that `bytes` of this message are expected, before it asks.
   void post_grant(base::Rank peer, const wire::MessageKey& key, uint64_t bytes);
+  // Whether the peer may hold messages back for want of credit; then a receive that waits for one
+  // pulls it. A pull may be in vain, and is repeated while its receive waits.
+  bool is_short_of_credit(base::Rank peer) const;
+  void post_pull(base::Rank peer, const wire::MessageKey& key, uint64_t bytes);
   void post_status(base::Rank peer, const wire::StatusFrame& status);
   void post_abort(base::Rank peer, const wire::AbortFrame& abort);
   // Tells every peer that this process leaves; worth repeating kGoodbyeCopies times.
@@ -90,6 +96,8 @@ class Endpoint {
 
   // --- C. Statistics ---
 
+  // Frames other than data that wait for the peer.
+  size_t control_frames(base::Rank peer) const;
   bool is_drained() const;
   const DropCounters& drops() const { return drops_; }
   TrafficCounters traffic() const;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/time.h"
+#include "wire/frames.h"
 
 namespace securefabric::transport {
 
@@ -50,9 +51,16 @@ inline constexpr uint64_t kOthersLead = 1024 * 1024;
 inline constexpr uint64_t kEagerWindow = 4 * 1024 * 1024;
 // Charged per eager message on top of its bytes: its bookkeeping on the receiver.
 inline constexpr uint64_t kEagerMessageOverhead = 256;
-// Messages that a peer has begun and not finished. Ring collectives on large tensors post
-// thousands of segments at once.
-inline constexpr size_t kInboundMessagesMax = 65'536;
+// Messages that one peer may have announced and not finished: requests to send, and empty messages
+// that found no eager credit. Each costs the receiver its bookkeeping alone. What is beyond waits
+// at the sender.
+inline constexpr uint64_t kAnnouncedMax = 16'384;
+// Fewer than this are left of a peer's announcements, as far as the receiver knows: what a posted
+// receive waits for may be waiting at the sender, so it is asked for by name.
+inline constexpr uint64_t kAnnouncedLow = 256;
+// Large messages that were granted unasked and are not finished; further grants wait at the
+// receiver. Half of what a sender keeps of them.
+inline constexpr size_t kGrantsOutstandingMax = 32'768;
 // Grants that arrived before their message was posted.
 inline constexpr size_t kEarlyGrantsMax = 65'536;
 // Holes in the record of finished messages: each is a message begun and never finished.
@@ -61,6 +69,8 @@ inline constexpr size_t kFinishedRangesMax = 65'536;
 inline constexpr size_t kMessageRangesMax = 65'536;
 // Control frames queued for one peer; grants and the like, each a few dozen bytes.
 inline constexpr size_t kControlFramesMax = 131'072;
+// Questions of a peer are not answered while so many frames wait for it.
+inline constexpr size_t kControlFramesBusy = 1'024;
 
 // --- Acknowledgements ----------------------------------------------------------------------------
 // An ack is sent at once after this many bytes, one full burst.
@@ -187,6 +197,10 @@ inline constexpr int64_t kEpochLingerPtos = 3;
 // A peer that has not followed into an epoch this long after the change began, the death timeout
 // added, is failed. It answers and does not change keys, so it is broken or does not want to.
 inline constexpr base::Duration kEpochChangeMax = base::Duration::seconds(60);
+// A peer that changes epochs faster than this, for so many in a row, breaks the protocol: each costs
+// this rank a key exchange. Honest ends wait for kEpochLingerPtos of kPtoMin at least.
+inline constexpr base::Duration kEpochIntervalMin = base::Duration::millis(100);
+inline constexpr int64_t kEpochsAtOnce = 16;
 // Links change within the last part (one in this many) of their age, at random: those that were
 // made together do not all change together.
 inline constexpr int64_t kEpochAgeSpread = 8;
@@ -199,6 +213,12 @@ inline constexpr base::Duration kHeartbeatDefault = base::Duration::seconds(1);
 inline constexpr int64_t kHeartbeatHaste = 4;
 // A goodbye is not acked by somebody who is gone; a few copies make its loss unlikely.
 inline constexpr int kGoodbyeCopies = 3;
+
+// Receivers grant large collective messages when they post the receive, before they hear of them.
+// They cannot know of point-to-point messages, nor that a small one has found no credit.
+constexpr bool is_granted_unasked(const wire::MessageKey& key, uint64_t message_bytes) {
+  return key.channel == wire::Channel::kCollective && message_bytes > kEagerMessageBytesMax;
+}
 
 constexpr uint64_t eager_charge(uint64_t message_bytes) {
   return message_bytes + kEagerMessageOverhead;

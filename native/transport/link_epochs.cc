@@ -1,10 +1,12 @@
 #include "transport/link_epochs.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
 #include "base/check.h"
 #include "crypto/key_schedule.h"
+#include "transport/limits.h"
 
 namespace securefabric::transport {
 
@@ -75,6 +77,12 @@ Result<LinkEpochs::Effects> LinkEpochs::handle(const wire::EpochFrame& frame,
                            std::to_string(frame.epoch) + " when those of epoch " +
                            std::to_string(newest_epoch_ + 1) + " come next"};
   }
+  if (is_too_often(now)) {
+    return base::Error{base::ErrorCode::kPeerLost,
+                       "breaks the protocol: it changes keys again and again, more often than "
+                       "once in " +
+                           std::to_string(kEpochIntervalMin.millis()) + " ms"};
+  }
   if (!key_pair_) {
     draw_half(draw, now);
     effects.must_send_half = true;
@@ -95,6 +103,11 @@ Result<LinkEpochs::Effects> LinkEpochs::handle(const wire::EpochFrame& frame,
   start_counting(now);
   effects.installs = true;
   return move_if_ready(effects);
+}
+
+bool LinkEpochs::is_too_often(Instant now) {
+  next_change_at_ = std::max(next_change_at_, now) + kEpochIntervalMin;
+  return next_change_at_ - now > kEpochIntervalMin * kEpochsAtOnce;
 }
 
 LinkEpochs::Effects LinkEpochs::on_acknowledged(uint32_t epoch) {

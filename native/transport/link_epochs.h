@@ -103,6 +103,7 @@ class LinkEpochs {
   void draw_half(const DrawPrivateKey& draw, base::Instant now);
   Effects move_if_ready(Effects effects);
   void start_counting(base::Instant now);
+  bool is_too_often(base::Instant now);
 
   base::Rank own_;
   base::Rank peer_;
@@ -124,6 +125,9 @@ class LinkEpochs {
 
   // When our half of the change under way was drawn; never when the peer has followed.
   base::Instant changing_since_ = base::Instant::never();
+
+  // When the next change would be on time, if all had come kEpochIntervalMin apart.
+  base::Instant next_change_at_;
 
   base::Instant began_at_;  // of the newest epoch
   uint64_t bytes_ = 0;      // sealed and opened since then

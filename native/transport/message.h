@@ -29,21 +29,21 @@ class FragmentSink {
   virtual void place(uint64_t offset, base::Bytes bytes) = 0;
 };
 
-// A message to send. One of at most kCopiedMessageBytesMax bytes is copied at once and reports
-// nothing. The bytes of a larger one must stay readable until SendDelivered or withdraw_send, and
-// unchanged until the peer is known to have them.
+// A message to send. One of at most kCopiedMessageBytesMax bytes is copied at once, if there is
+// credit for it, and reports nothing. The bytes of others must stay readable until SendDelivered or
+// withdraw_group, and unchanged until the peer is known to have them.
 struct SendRequest {
   wire::MessageKey key;       // names the message to the peer
   wire::Signature signature;  // what this rank believes the operation to be
   base::Bytes bytes;          // may be empty
-  Token token = 0;            // handed back with SendDelivered; unused for small messages
+  Token token = 0;            // handed back with SendDelivered; unused for copied messages
   bool is_passed_on = false;  // just received, or summed up with what was; still in the cache
 };
 
 // Where an inbound message goes.
 struct PostedReceive {
   Token token = 0;               // handed back with ReceiveCompleted
-  FragmentSink* sink = nullptr;  // must live until ReceiveCompleted or withdraw_receive
+  FragmentSink* sink = nullptr;  // must live until ReceiveCompleted or withdraw_group
   uint64_t length = 0;           // bytes expected; a different message_length is a mismatch
   wire::Signature signature;     // expected; a different one is a mismatch
 };

@@ -58,31 +58,34 @@ Status InboundMessages::on_data(const DataFrame& frame, Effects& effects) {
     if (message.receive) grant(message, effects);
     return base::ok_status();
   }
-  // Granted once, but the receive was withdrawn since: nobody waits for the bytes any more.
-  if (!message.receive && !message.is_eager && message.length > 0) {
-    finish(at);
-    return base::ok_status();
-  }
+  // What this rank has neither charged nor asked for would take its memory without bound. (Of what
+  // it asked for and no longer wants, the matcher says so.)
+  const bool is_paid_for = message.is_eager || (message.is_announced && message.length == 0);
+  if (!message.receive && !is_paid_for) return violation("bytes that were not granted");
   place(message, frame);
-  if (message.received.ranges().size() > kMessageRangesMax) return violation("message with holes");
+  if (message.received.count() > kMessageRangesMax) return violation("message with holes");
   finish_if_complete(at, effects);
   return base::ok_status();
 }
 
 Status InboundMessages::admit(const DataFrame& frame, Messages::iterator& at) {
-  if (messages_.size() >= kInboundMessagesMax) return violation("too many unfinished messages");
-  if (finished_.ranges().size() >= kFinishedRangesMax) return violation("message ids with holes");
+  if (finished_.count() >= kFinishedRangesMax) return violation("message ids with holes");
   if (frame.message_id == UINT64_MAX) return violation("a message id beyond all");
   if (frame.is_eager) {
     if (frame.message_length > kEagerMessageBytesMax) return violation("an eager message too long");
     eager_charged_ += eager_charge(frame.message_length);
     if (eager_charged_ > eager_limit()) return violation("it overdrew its eager credit");
+  } else if (frame.is_announced) {
+    if (++announced_ > announced_limit()) return violation("it announced too many messages");
+  } else if (frame.bytes.empty() && frame.message_length > 0) {
+    return violation("a request to send that was not counted");
   }
   at = messages_.try_emplace(frame.message_id).first;
   Message& message = at->second;
   message.key = frame.key;
   message.length = frame.message_length;
   message.is_eager = frame.is_eager;
+  message.is_announced = frame.is_announced;
   return base::ok_status();
 }
 
@@ -144,6 +147,13 @@ void InboundMessages::finish_if_complete(Messages::iterator at, Effects& effects
 // Whatever still comes for this message is dropped by its id.
 void InboundMessages::finish(Messages::iterator at) {
   if (at->second.is_eager) eager_freed_ += eager_charge(at->second.length);
+  if (at->second.is_announced) ++announced_freed_;
+  if (is_granted_unasked(at->second.key, at->second.length)) {
+    if (const auto granted = granted_.find(at->second.key.group); granted != granted_.end()) {
+      --granted_total_;
+      if (--granted->second == 0) granted_.erase(granted);
+    }
+  }
   finished_.insert(at->first, at->first + 1);
   messages_.erase(at);
 }
@@ -164,17 +174,28 @@ void InboundMessages::grant(Message& message, Effects& effects) {
   effects.grants.push_back({message.key, message.length, 0});
 }
 
-void InboundMessages::withdraw(Token token) {
-  const auto at = std::find_if(messages_.begin(), messages_.end(), [token](const auto& entry) {
-    return entry.second.receive && entry.second.receive->token == token;
-  });
-  if (at != messages_.end()) finish(at);
+void InboundMessages::withdraw_group(uint64_t group) {
+  finish_if([group](const Message& m) { return m.key.group == group && m.receive; });
+  forget_grants(group);
 }
 
 void InboundMessages::drop_group(uint64_t group) {
+  finish_if([group](const Message& m) { return m.key.group == group; });
+  forget_grants(group);
+}
+
+void InboundMessages::forget_grants(uint64_t group) {
+  const auto at = granted_.find(group);
+  if (at == granted_.end()) return;
+  granted_total_ -= at->second;
+  granted_.erase(at);
+}
+
+template <typename Predicate>
+void InboundMessages::finish_if(Predicate is_over) {
   for (auto at = messages_.begin(); at != messages_.end();) {
     const auto next = std::next(at);
-    if (at->second.key.group == group) finish(at);
+    if (is_over(at->second)) finish(at);
     at = next;
   }
 }

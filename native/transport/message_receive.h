@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <unordered_map>
 #include <vector>
@@ -35,8 +36,8 @@ class InboundMessages {
   base::Status on_data(const wire::DataFrame& frame, Effects& effects);
   // Gives a held message its receive. The id came from ReceiveMatcher::match.
   void attach(uint64_t message_id, const PostedReceive& receive, Effects& effects);
-  // The sink of this receive goes away; what still comes for it is dropped.
-  void withdraw(Token token);
+  // The sinks of the group's receives go away; what still comes for them is dropped.
+  void withdraw_group(uint64_t group);
   // Drops what is held for a group that is gone.
   void drop_group(uint64_t group);
   // Drops what is incomplete: the peer has left and will send no more.
@@ -47,6 +48,18 @@ class InboundMessages {
 
   // The cumulative charge the peer may reach with eager messages.
   uint64_t eager_limit() const { return eager_freed_ + kEagerWindow; }
+  // The cumulative number of messages that the peer may have announced.
+  uint64_t announced_limit() const { return announced_freed_ + kAnnouncedMax; }
+  // How many it has.
+  uint64_t announced() const { return announced_; }
+
+  // A large message was granted before it was heard of.
+  void on_granted_unasked(uint64_t group) {
+    ++granted_[group];
+    ++granted_total_;
+  }
+  // How many of those are not finished.
+  uint64_t granted() const { return granted_total_; }
   size_t size() const { return messages_.size(); }
 
  private:
@@ -58,6 +71,7 @@ class InboundMessages {
     base::RangeSet received;                   // bytes that arrived
     std::vector<uint8_t> held;                 // bytes of an eager message without receive
     bool is_eager = false;                     // charged to the credit
+    bool is_announced = false;                 // counted
     bool is_discarded = false;                 // not what the receive expects: bytes are dropped
     bool is_reported = false;                  // the mismatch was
     bool is_granted = false;                   // its request was answered; grants are reliable
@@ -75,6 +89,9 @@ class InboundMessages {
   void place(Message& message, const wire::DataFrame& frame);
   void finish_if_complete(Messages::iterator at, Effects& effects);
   void finish(Messages::iterator at);
+  template <typename Predicate>
+  void finish_if(Predicate is_over);
+  void forget_grants(uint64_t group);
 
   base::Rank peer_;
   ReceiveMatcher& matcher_;
@@ -83,6 +100,10 @@ class InboundMessages {
   base::RangeSet finished_;     // ids of messages that are done with
   uint64_t eager_charged_ = 0;  // cumulative charge of the eager messages that began
   uint64_t eager_freed_ = 0;    // cumulative charge of those that are done with
+  std::map<uint64_t, uint64_t> granted_;  // unasked and not finished, by group
+  uint64_t granted_total_ = 0;            // their sum
+  uint64_t announced_ = 0;        // cumulative number of announced messages that began
+  uint64_t announced_freed_ = 0;  // of those that are done with
 };
 
 }  // namespace securefabric::transport

@@ -10,6 +10,9 @@ using wire::DataFrame;
 
 namespace {
 
+// Of a queue of tiny messages, which could be long, so many are looked at for each burst.
+constexpr size_t kQueueWalkMax = 1024;
+
 // How much of a message a grant lets go. A grant of less than the message (the ends disagree about
 // its length) is cut to whole elements, or its last bytes could never be sent.
 uint64_t grantable(uint64_t granted, uint64_t length) {
@@ -18,38 +21,60 @@ uint64_t grantable(uint64_t granted, uint64_t length) {
 
 }  // namespace
 
-void SendQueue::post(const SendRequest& request) {
+bool SendQueue::post(const SendRequest& request) {
   const uint64_t id = next_id_++;
   Message& message = messages_[id];
   message.key = request.key;
   message.signature = request.signature;
   message.token = request.token;
   message.is_passed_on = request.is_passed_on;
+  message.bytes = request.bytes;
   const uint64_t length = request.bytes.size();
-  if (length <= kCopiedMessageBytesMax) {
+  if (is_granted_unasked(request.key, length)) {
+    if (const auto early = early_grants_.find(request.key); early != early_grants_.end()) {
+      message.granted = grantable(early->second, length);
+      early_grants_.erase(early);
+    } else {
+      by_key_[request.key] = id;
+    }
+  } else if (!waiting_.empty() || !take_credit(message)) {
+    message.is_waiting = true;
+    waiting_.push_back(id);
+    by_key_[request.key] = id;
+  } else if (!message.is_eager) {
+    by_key_[request.key] = id;
+  }
+  // A copy of what waits would take memory that nothing bounds.
+  message.is_copied = message.is_eager && length <= kCopiedMessageBytesMax;
+  if (message.is_copied) {
     message.copy = base::to_vector(request.bytes);
     message.bytes = message.copy;
   } else {
-    message.bytes = request.bytes;
     by_token_[request.token] = id;
   }
-  const uint64_t charge = eager_charge(length);
-  const bool has_credit = eager_charged_ + charge <= eager_limit_;
-  if (length <= kEagerMessageBytesMax && has_credit) {
+  enqueue(id, message, /*in_front=*/false);
+  return message.is_copied;
+}
+
+bool SendQueue::take_credit(Message& message) {
+  const uint64_t length = message.bytes.size();
+  if (length <= kEagerMessageBytesMax && eager_charged_ + eager_charge(length) <= eager_limit_) {
     message.is_eager = true;
     message.granted = length;
-    eager_charged_ += charge;
-  } else if (const auto early = early_grants_.find(request.key); early != early_grants_.end()) {
-    message.granted = grantable(early->second, length);
-    early_grants_.erase(early);
-  } else if (length > 0) {
-    // Receivers grant large collective messages unasked when they post the receive; they cannot
-    // know of point-to-point messages, nor that a small one found no credit.
-    message.needs_announcement =
-        request.key.channel == wire::Channel::kPointToPoint || length <= kEagerMessageBytesMax;
-    by_key_[request.key] = id;
+    eager_charged_ += eager_charge(length);
+    return true;
   }
-  enqueue(id, message, /*in_front=*/false);
+  if (announced_ >= announced_limit_) return false;
+  ++announced_;
+  message.is_announced = true;
+  message.needs_announcement = length > 0;
+  return true;
+}
+
+// Of a message that has not begun: the receiver does not know of it either.
+void SendQueue::give_credit_back(const Message& message) {
+  if (message.is_eager) eager_charged_ -= eager_charge(message.bytes.size());
+  if (message.is_announced) --announced_;
 }
 
 void SendQueue::enqueue(uint64_t id, Message& message, bool in_front) {
@@ -62,45 +87,50 @@ void SendQueue::enqueue(uint64_t id, Message& message, bool in_front) {
   }
 }
 
-void SendQueue::withdraw(Token token) {
-  const auto at = by_token_.find(token);
-  if (at == by_token_.end()) return;
-  const auto message = messages_.find(at->second);
-  // What never left is not charged by the receiver either.
-  if (message->second.is_eager && !message->second.is_begun()) {
-    eager_charged_ -= eager_charge(message->second.bytes.size());
-  }
-  erase(message);
-}
-
 void SendQueue::erase(std::unordered_map<uint64_t, Message>::iterator at) {
   SF_CHECK(at != messages_.end());
   const auto& [id, message] = *at;
   if (message.is_queued) std::erase(queue_of(message), id);
-  if (!message.is_small()) by_token_.erase(message.token);
+  if (!message.is_copied) by_token_.erase(message.token);
   if (const auto key = by_key_.find(message.key); key != by_key_.end() && key->second == id) {
     by_key_.erase(key);
   }
   messages_.erase(at);
 }
 
-void SendQueue::drop_group(uint64_t group) {
-  for (auto at = messages_.begin(); at != messages_.end();) {
-    const auto next = std::next(at);
-    if (at->second.key.group == group && !at->second.is_begun()) {
-      if (at->second.is_eager) eager_charged_ -= eager_charge(at->second.bytes.size());
-      erase(at);
-    }
-    at = next;
-  }
+void SendQueue::withdraw_group(uint64_t group) {
+  erase_if([group](const Message& m) { return m.key.group == group && !m.is_copied; });
   std::erase_if(early_grants_, [group](const auto& grant) { return grant.first.group == group; });
+}
+
+void SendQueue::drop_group(uint64_t group) {
+  erase_if([group](const Message& m) { return m.key.group == group && !m.is_begun(); });
+  std::erase_if(early_grants_, [group](const auto& grant) { return grant.first.group == group; });
+}
+
+// One walk over all, however many are to go.
+template <typename Predicate>
+void SendQueue::erase_if(Predicate is_over) {
+  const auto goes = [&](uint64_t id) {
+    const auto at = messages_.find(id);
+    return at == messages_.end() || is_over(at->second);
+  };
+  for (auto* queue : {&small_, &passed_on_, &large_, &waiting_}) std::erase_if(*queue, goes);
+  std::erase_if(by_key_, [&](const auto& entry) { return goes(entry.second); });
+  std::erase_if(by_token_, [&](const auto& entry) { return goes(entry.second); });
+  std::erase_if(messages_, [&](const auto& entry) {
+    if (!is_over(entry.second)) return false;
+    const Message& message = entry.second;
+    if (!message.is_begun() && !message.announcement_sent) give_credit_back(message);
+    return true;
+  });
+  serve_waiting();
 }
 
 std::vector<Token> SendQueue::sent_as_a_whole() const {
   std::vector<Token> tokens;
   for (const auto& [token, id] : by_token_) {
-    const Message& message = messages_.at(id);
-    if (message.next_offset == message.bytes.size()) tokens.push_back(token);
+    if (messages_.at(id).is_whole()) tokens.push_back(token);
   }
   std::sort(tokens.begin(), tokens.end());
   return tokens;
@@ -114,10 +144,11 @@ void SendQueue::clear() {
   small_.clear();
   passed_on_.clear();
   large_.clear();
+  waiting_.clear();
 }
 
 base::Status SendQueue::on_grant(const wire::GrantFrame& grant) {
-  if (grants_seen_.ranges().size() >= kFinishedRangesMax) {
+  if (grants_seen_.count() >= kFinishedRangesMax) {
     return base::Error{base::ErrorCode::kLimit, "grants that never arrived are too many"};
   }
   bool is_new = false;
@@ -126,6 +157,9 @@ base::Status SendQueue::on_grant(const wire::GrantFrame& grant) {
   if (!is_new) return base::ok_status();
   const auto at = by_key_.find(grant.key);
   if (at == by_key_.end()) {
+    // The answer to a request that a pull has overtaken, or a pull for what is on its way or not
+    // posted yet: the receiver asks again.
+    if (grant.is_pull || !is_granted_unasked(grant.key, grant.granted)) return base::ok_status();
     // Forgetting one would leave its message waiting for ever.
     if (early_grants_.size() >= kEarlyGrantsMax) {
       return base::Error{base::ErrorCode::kLimit,
@@ -137,13 +171,28 @@ base::Status SendQueue::on_grant(const wire::GrantFrame& grant) {
   Message& message = messages_.at(at->second);
   message.granted = std::max(message.granted, grantable(grant.granted, message.bytes.size()));
   message.needs_announcement = false;
+  message.is_waiting = false;
   enqueue(at->second, message, /*in_front=*/false);
   if (message.granted == message.bytes.size()) by_key_.erase(at);
   return base::ok_status();
 }
 
-void SendQueue::on_credit(uint64_t eager_limit) {
+void SendQueue::on_credit(uint64_t eager_limit, uint64_t announced_limit) {
   eager_limit_ = std::max(eager_limit_, eager_limit);
+  announced_limit_ = std::max(announced_limit_, announced_limit);
+  serve_waiting();
+}
+
+void SendQueue::serve_waiting() {
+  for (; !waiting_.empty(); waiting_.pop_front()) {
+    const auto at = messages_.find(waiting_.front());
+    if (at == messages_.end() || !at->second.is_waiting) continue;  // it was pulled
+    Message& message = at->second;
+    if (!take_credit(message)) return;
+    message.is_waiting = false;
+    if (message.is_eager) by_key_.erase(message.key);
+    enqueue(at->first, message, /*in_front=*/false);
+  }
 }
 
 void SendQueue::on_lost(const SentData& data) {
@@ -156,7 +205,7 @@ void SendQueue::on_lost(const SentData& data) {
   } else if (message.bytes.empty()) {
     message.empty_sent = false;
   } else {
-    message.needs_announcement = message.granted == 0;
+    message.needs_announcement = message.granted == 0;  // else the peer has heard of it
   }
   enqueue(at->first, message, /*in_front=*/true);
 }
@@ -169,16 +218,17 @@ std::optional<Token> SendQueue::on_acked(const SentData& data) {
   message.acked.insert(data.offset, data.offset + data.length);
   if (!message.acked.covers(0, message.bytes.size())) return std::nullopt;
   const std::optional<Token> token =
-      message.is_small() ? std::nullopt : std::optional<Token>(message.token);
+      message.is_copied ? std::nullopt : std::optional<Token>(message.token);
   erase(at);
   return token;
 }
 
 uint64_t SendQueue::sendable_bytes(uint64_t enough) const {
   uint64_t total = 0;
+  size_t walked = 0;
   for (const auto* queue : {&small_, &passed_on_, &large_}) {
     for (const uint64_t id : *queue) {
-      if (total >= enough) return total;
+      if (total >= enough || ++walked > kQueueWalkMax) return total;
       const Message& message = messages_.at(id);
       total += message.granted - std::min(message.granted, message.next_offset);
       for (const auto& range : message.lost) total += range.end - range.begin;
@@ -241,13 +291,14 @@ std::optional<DataFrame> SendQueue::fragment_of(uint64_t id, Message& message, s
   frame.offset = begin;
   if (begin == 0) frame.signature = message.signature;
   frame.is_eager = message.is_eager;
+  frame.is_announced = message.is_announced;
   const size_t overhead = encoded_bytes(frame);
   if (room < overhead) return std::nullopt;
   uint64_t length = std::min<uint64_t>(end - begin, std::min<size_t>(room - overhead, 0xFFFF));
   if (begin + length < message.bytes.size()) length -= length % kFragmentAlignment;
   if (length == 0 && end > begin) return std::nullopt;
   frame.bytes = message.bytes.subspan(begin, length);
-  frame.wants_ack_now = !message.is_small() && begin + length == message.bytes.size();
+  frame.wants_ack_now = !message.is_copied && begin + length == message.bytes.size();
 
   if (is_resend) {
     resent_bytes_ += length;
@@ -256,6 +307,7 @@ std::optional<DataFrame> SendQueue::fragment_of(uint64_t id, Message& message, s
     if (message.lost.front().begin == message.lost.front().end) message.lost.pop_front();
   } else if (message.needs_announcement) {
     message.needs_announcement = false;
+    message.announcement_sent = true;
   } else {
     message.next_offset += length;
     message.empty_sent = true;

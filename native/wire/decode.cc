@@ -35,7 +35,7 @@ std::optional<Frame> FrameDecoder::next() {
     case FrameType::kData: return data();
     case FrameType::kAck: return ack();
     case FrameType::kCredit:
-      return if_complete(CreditFrame{reader_.u64(), reader_.u64(), reader_.u32()});
+      return if_complete(CreditFrame{reader_.u64(), reader_.u64(), reader_.u32(), reader_.u64()});
     case FrameType::kGrant: return grant();
     case FrameType::kConfirm: return if_complete(ConfirmFrame{reader_.u64()});
     case FrameType::kConfirmEcho: return if_complete(ConfirmEchoFrame{reader_.u64()});
@@ -77,6 +77,8 @@ std::optional<Frame> FrameDecoder::data() {
   if ((flags & ~kDataFlags) != 0) return malformed();
   frame.wants_ack_now = (flags & kDataWantsAckNow) != 0;
   frame.is_eager = (flags & kDataIsEager) != 0;
+  frame.is_announced = (flags & kDataIsAnnounced) != 0;
+  if (frame.is_eager && frame.is_announced) return malformed();
   if ((flags & kDataPointToPoint) != 0) frame.key.channel = Channel::kPointToPoint;
   if ((flags & kDataHasSignature) != 0) {
     frame.signature.emplace();
@@ -106,9 +108,10 @@ std::optional<Frame> FrameDecoder::ack() {
 
 std::optional<Frame> FrameDecoder::grant() {
   GrantFrame frame;
-  const uint8_t channel = reader_.u8();
-  if (channel > static_cast<uint8_t>(Channel::kPointToPoint)) return malformed();
-  frame.key.channel = static_cast<Channel>(channel);
+  const uint8_t flags = reader_.u8();
+  if ((flags & ~kGrantFlags) != 0) return malformed();
+  if ((flags & kGrantPointToPoint) != 0) frame.key.channel = Channel::kPointToPoint;
+  frame.is_pull = (flags & kGrantIsPull) != 0;
   frame.key.slot = reader_.u32();
   frame.key.group = reader_.u64();
   frame.key.operation = reader_.u64();

@@ -47,6 +47,7 @@ void encode_data_header(const DataFrame& frame, base::ByteWriter& out) {
   if (frame.signature) flags |= kDataHasSignature;
   if (frame.wants_ack_now) flags |= kDataWantsAckNow;
   if (frame.is_eager) flags |= kDataIsEager;
+  if (frame.is_announced) flags |= kDataIsAnnounced;
   if (frame.key.channel == Channel::kPointToPoint) flags |= kDataPointToPoint;
   type(FrameType::kData, out);
   out.u8(flags);
@@ -78,12 +79,14 @@ void encode(const CreditFrame& frame, base::ByteWriter& out) {
   out.u64(frame.eager_limit);
   out.u64(frame.window);
   out.u32(frame.serial);
+  out.u64(frame.announced_limit);
 }
 
 void encode(const GrantFrame& frame, base::ByteWriter& out) {
   const SizeCheck check(out, encoded_bytes(frame));
   type(FrameType::kGrant, out);
-  out.u8(static_cast<uint8_t>(frame.key.channel));
+  const bool is_point_to_point = frame.key.channel == Channel::kPointToPoint;
+  out.u8((is_point_to_point ? kGrantPointToPoint : 0) | (frame.is_pull ? kGrantIsPull : 0));
   out.u32(frame.key.slot);
   out.u64(frame.key.group);
   out.u64(frame.key.operation);

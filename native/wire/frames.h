@@ -75,6 +75,7 @@ struct DataFrame {
   bool wants_ack_now = false;          // the sender's operation waits for the ack
   bool is_eager = false;               // the message was charged to the eager credit
   base::Bytes bytes;                   // may be empty: a request to send, or an empty message
+  bool is_announced = false;           // the message was counted against the announcements
   uint64_t end() const { return offset + bytes.size(); }
 };
 // The fixed part. 48 keeps what follows aligned to the cipher's blocks.
@@ -96,13 +97,15 @@ struct CreditFrame {
   uint64_t eager_limit = 0;  // cumulative charge up to which the peer may send eager messages
   uint64_t window = 0;       // bytes that the peer may have in flight to the sender of this
   uint32_t serial = 0;       // counts the sender's credits: an overtaken one is told from a new one
+  uint64_t announced_limit = 0;  // cumulative number of messages that the peer may announce
 };
-inline constexpr size_t kCreditFrameBytes = 21;
+inline constexpr size_t kCreditFrameBytes = 29;
 
 struct GrantFrame {
   MessageKey key;         // of the message
   uint64_t granted = 0;   // bytes from offset 0 that may be sent
   uint64_t grant_id = 0;  // counts the receiver's grants: a resent grant is told from a new one
+  bool is_pull = false;   // a receive waits for the message, which may wait for credit; else void
 };
 inline constexpr size_t kGrantFrameBytes = 38;
 

@@ -86,7 +86,7 @@ class Attack {
       case Op::kPostForRogue: return post_for_rogue();
       case Op::kAttachRogue: return attach_rogue();
       case Op::kWithdrawRogue:
-        pair_.endpoint(0).withdraw_receive(rogue_rank(), input_.u8() % 8);
+        pair_.endpoint(0).withdraw_group(rogue_rank(), input_.u8() % 8);
         return;
       case Op::kRun: pair_.run_for(base::Duration::micros(input_.u16())); return;
       case Op::kCount: return;

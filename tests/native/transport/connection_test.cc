@@ -461,8 +461,8 @@ TEST(Connection, withdrawn_operations_leave_the_link_usable) {
   pair.run_until([&sink] { return sink->placed() > 100'000; }, Duration::seconds(1));
   ASSERT_LT(sink->placed(), kLarge);
   // Both sides give up and their memory goes away; the sanitizers watch.
-  pair.endpoint(0).withdraw_send(EndpointPair::rank(1), 6);
-  pair.endpoint(1).withdraw_receive(EndpointPair::rank(0), 5);
+  pair.endpoint(0).withdraw_group(EndpointPair::rank(1), 7);
+  pair.endpoint(1).withdraw_group(EndpointPair::rank(0), 7);
   content.reset();
   sink.reset();
   pair.endpoint(0).drop_group(7);
@@ -474,6 +474,34 @@ TEST(Connection, withdrawn_operations_leave_the_link_usable) {
   ASSERT_TRUE(pair.run_until([&pair] { return pair.events_of<SendDelivered>(0).size() == 1; },
                              Duration::seconds(1)));
   EXPECT_TRUE(transfers.is_intact());
+}
+
+// A receiver that runs ahead may have posted any number of large receives. The sender keeps so many
+// grants of messages that it has not posted, and no more are out.
+TEST(Connection, grants_beyond_what_a_sender_keeps_wait_for_the_first_to_end) {
+  EndpointPair pair;
+  ASSERT_TRUE(pair.join());
+  Transfers transfers(pair);
+  constexpr uint64_t kAll = 2 * kEarlyGrantsMax;
+  for (uint64_t i = 0; i < kAll; ++i) {
+    pair.endpoint(1).post_grant(EndpointPair::rank(0), collective_key(i), kLarge);
+  }
+  pair.run_for(Duration::seconds(5));
+  ASSERT_EQ(pair.endpoint(0).peer_error(EndpointPair::rank(1)), std::nullopt);
+  ASSERT_EQ(pair.endpoint(1).control_frames(EndpointPair::rank(0)), 0u);
+  // The first one that waits goes out once one of the others is through.
+  const ByteVector content = pattern(kLarge);
+  const auto transfer = [&](uint64_t i) {
+    BufferSink sink(kLarge);
+    pair.node(1).matcher.post(EndpointPair::rank(0), collective_key(i),
+                              {i, &sink, kLarge, signature()});
+    pair.endpoint(0).post_send(EndpointPair::rank(1), {collective_key(i), signature(), content, i});
+    EXPECT_TRUE(pair.run_until([&] { return sink.placed() == kLarge; }, Duration::seconds(1))) << i;
+    EXPECT_EQ(sink.bytes(), content);
+    pair.run_for(Duration::millis(10));
+  };
+  transfer(17);
+  transfer(kGrantsOutstandingMax);
 }
 
 TEST(Connection, keys_change_under_load_without_a_stall) {

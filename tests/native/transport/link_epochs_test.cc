@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "crypto/key_schedule.h"
+#include "transport/limits.h"
 
 namespace securefabric::transport {
 namespace {
@@ -219,6 +220,31 @@ TEST(LinkEpochs, handle__keys_of_the_epoch_before_have_no_say_in_the_next) {
   const auto result = pair.high.epochs.handle(forged, 0, pair.high.draw(), at_ms(2));
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.error().code, base::ErrorCode::kPeerLost);
+}
+
+// Each change costs this end a key exchange, so a member that begins one after the other is
+// refused.
+TEST(LinkEpochs, handle__refuses_changes_without_end) {
+  const auto changes_taken = [](Duration apart) {
+    Pair pair(by_bytes(1));
+    int64_t taken = 0;
+    for (Instant now = at_ms(5); taken < 100; ++taken, now = now + apart) {
+      pair.low.epochs.on_traffic(1);
+      (void)pair.low.epochs.begin(pair.low.draw(), now);
+      const auto epoch = pair.low.epochs.half()->epoch;
+      const crypto::EpochBit old = pair.low.epochs.newest_bit();
+      if (!pair.high.epochs.handle(*pair.low.epochs.half(), old, pair.high.draw(), now)) break;
+      if (!pair.low.epochs.handle(*pair.high.epochs.half(), old, pair.low.draw(), now)) break;
+      (void)pair.low.epochs.on_acknowledged(epoch);
+      (void)pair.high.epochs.on_opened(old ^ 1, now);
+      (void)pair.low.epochs.on_opened(old ^ 1, now);
+      pair.low.epochs.retire();
+      pair.high.epochs.retire();
+    }
+    return taken;
+  };
+  EXPECT_EQ(changes_taken(Duration()), kEpochsAtOnce);
+  EXPECT_EQ(changes_taken(kEpochIntervalMin), 100) << "as long as they come slowly enough";
 }
 
 TEST(LinkEpochs, is_overdue__until_the_peer_sends_in_the_new_epoch) {

@@ -33,6 +33,7 @@ class InboundMessagesTest : public testing::Test {
     frame.message_id = id;
     frame.message_length = length;
     frame.signature = signature();
+    frame.is_announced = true;
     return frame;
   }
 
@@ -235,25 +236,72 @@ TEST_F(InboundMessagesTest, attach__mismatch_of_a_held_message) {
   EXPECT_EQ(messages_.eager_limit(), kEagerWindow + eager_charge(1000)) << "its credit is free";
 }
 
-TEST_F(InboundMessagesTest, withdraw__sink_is_never_touched_again) {
+TEST_F(InboundMessagesTest, withdraw_group__sink_is_never_touched_again) {
   const ByteVector whole = pattern(1000);
   post(collective_key(1), 5, 1000);
   ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 0, 496)).ok());
-  messages_.withdraw(5);
+  messages_.withdraw_group(7);
   sinks_.erase(5);  // the sanitizers watch
   ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 496, 1000)).ok());
   EXPECT_TRUE(effects_.events.empty());
   EXPECT_EQ(messages_.size(), 0u);
   EXPECT_EQ(messages_.eager_limit(), kEagerWindow + eager_charge(1000));
-  messages_.withdraw(5);  // nothing to do
+  messages_.withdraw_group(7);  // nothing to do
 }
 
 TEST_F(InboundMessagesTest, on_data__granted_message_whose_receive_is_gone_is_dropped) {
+  matcher_.dead_groups.insert(7);
   const ByteVector whole = pattern(kLarge);
   ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 0, 16'000)).ok());
   ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 16'000, kLarge)).ok());
   EXPECT_EQ(messages_.size(), 0u);
   EXPECT_EQ(counters_.message_bytes_received, 0u);
+}
+
+TEST_F(InboundMessagesTest, on_data__bytes_that_nobody_asked_or_charged_for_are_a_violation) {
+  const ByteVector large = pattern(kLarge);
+  EXPECT_FALSE(arrive(fragment(0, collective_key(1), large, 0, 16'000)).ok());
+  EXPECT_FALSE(arrive(fragment(1, collective_key(2), large, 16'000, kLarge)).ok());
+  const ByteVector small = pattern(100);
+  DataFrame frame = fragment(2, point_to_point_key(3), small, 0, 100);
+  frame.is_eager = false;
+  EXPECT_FALSE(arrive(frame).ok());
+  frame = fragment(3, point_to_point_key(4), {}, 0, 0);
+  frame.is_eager = false;
+  EXPECT_FALSE(arrive(frame).ok()) << "an empty message takes memory as well";
+  frame = request(4, point_to_point_key(5), kLarge);
+  frame.is_announced = false;
+  EXPECT_FALSE(arrive(frame).ok());
+  ASSERT_TRUE(arrive(request(5, point_to_point_key(6), kLarge)).ok());
+  frame = fragment(5, point_to_point_key(6), large, 0, 16'000);
+  EXPECT_FALSE(arrive(frame).ok()) << "announced, but not granted";
+  EXPECT_EQ(counters_.message_bytes_received, 0u);
+}
+
+TEST_F(InboundMessagesTest, on_data__a_pulled_message_needs_no_credit) {
+  const ByteVector small = pattern(100);
+  post(point_to_point_key(1), 5, 100);
+  DataFrame frame = fragment(0, point_to_point_key(1), small, 0, 100);
+  frame.is_eager = false;
+  ASSERT_TRUE(arrive(frame).ok());
+  EXPECT_EQ(completed(), (Tokens{5}));
+  EXPECT_EQ(messages_.eager_limit(), kEagerWindow);
+  EXPECT_EQ(messages_.announced_limit(), kAnnouncedMax);
+}
+
+TEST_F(InboundMessagesTest, granted__counts_what_is_not_finished) {
+  const ByteVector whole = pattern(kLarge);
+  post(collective_key(1), 5, kLarge);
+  for (int i = 0; i < 3; ++i) messages_.on_granted_unasked(7);
+  messages_.on_granted_unasked(8);
+  ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 0, 48'000)).ok());
+  EXPECT_EQ(messages_.granted(), 4u);
+  ASSERT_TRUE(arrive(fragment(0, collective_key(1), whole, 48'000, kLarge)).ok());
+  EXPECT_EQ(messages_.granted(), 3u);
+  messages_.withdraw_group(7);
+  EXPECT_EQ(messages_.granted(), 1u) << "the sender forgets them as well";
+  messages_.drop_group(8);
+  EXPECT_EQ(messages_.granted(), 0u);
 }
 
 TEST_F(InboundMessagesTest, on_data__message_of_a_dead_group_leaves_nothing_behind) {
@@ -356,15 +404,26 @@ TEST_F(InboundMessagesTest, on_data__a_message_of_too_many_pieces) {
   EXPECT_EQ(pieces, kMessageRangesMax + 1);
 }
 
-TEST_F(InboundMessagesTest, on_data__too_many_unfinished_messages) {
+TEST_F(InboundMessagesTest, on_data__too_many_announced_messages) {
   base::Status status = base::ok_status();
   uint64_t id = 0;
-  for (; status.ok() && id <= kInboundMessagesMax; ++id) {
+  for (; status.ok() && id <= kAnnouncedMax; ++id) {
     status = arrive(request(id, point_to_point_key(id), kLarge));
   }
   EXPECT_FALSE(status.ok());
-  EXPECT_EQ(id, kInboundMessagesMax + 1);
-  EXPECT_EQ(messages_.size(), kInboundMessagesMax);
+  EXPECT_EQ(id, kAnnouncedMax + 1);
+  EXPECT_EQ(messages_.size(), kAnnouncedMax);
+}
+
+TEST_F(InboundMessagesTest, announced_limit__grows_with_every_finished_message) {
+  const ByteVector whole = pattern(kLarge);
+  for (uint64_t id = 0; id < 2 * kAnnouncedMax; ++id) {
+    DataFrame frame = request(id, point_to_point_key(id), 0);  // empty, and whole at once
+    ASSERT_TRUE(arrive(frame).ok()) << id;
+    attach(id, receive(id, 0));
+    ASSERT_EQ(completed(), (Tokens{id}));
+  }
+  EXPECT_EQ(messages_.announced_limit(), 3 * kAnnouncedMax);
 }
 
 TEST_F(InboundMessagesTest, on_data__the_id_that_no_set_can_hold) {

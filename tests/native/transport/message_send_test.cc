@@ -138,6 +138,79 @@ TEST_F(SendQueueTest, post__without_credit_a_small_message_asks) {
   EXPECT_EQ(joined(drain()), bytes);
 }
 
+// Everything that a receiver takes unasked is out: the rest waits, in order and without a copy.
+class ExhaustedSendQueueTest : public SendQueueTest {
+ protected:
+  void SetUp() override {
+    uint64_t i = 0;
+    for (; i < kEagerWindow / eager_charge(0); ++i) {
+      ASSERT_TRUE(queue_.post({point_to_point_key(i), signature(), {}, i, false}));
+    }
+    for (; i < kEagerWindow / eager_charge(0) + kAnnouncedMax; ++i) {
+      ASSERT_FALSE(queue_.post({point_to_point_key(i), signature(), {}, i, false}));
+    }
+    frames_ = drain();
+    ASSERT_EQ(frames_.size(), i);
+    ASSERT_TRUE(frames_.back().is_announced);
+    first_waiting_ = i;
+    for (; i < first_waiting_ + 3; ++i) {
+      ASSERT_FALSE(queue_.post({point_to_point_key(i), signature(), keep(100), i, false}));
+    }
+    ASSERT_FALSE(queue_.has_next());
+  }
+  uint64_t first_waiting_ = 0;
+  std::vector<DataFrame> frames_;
+};
+
+TEST_F(ExhaustedSendQueueTest, on_credit__lets_go_in_order) {
+  queue_.on_credit(0, kAnnouncedMax + 1);
+  auto frames = drain();
+  ASSERT_EQ(frames.size(), 1u);
+  EXPECT_EQ(frames[0].key, point_to_point_key(first_waiting_));
+  EXPECT_TRUE(frames[0].is_announced);
+  EXPECT_TRUE(frames[0].bytes.empty()) << "a request";
+  queue_.on_credit(kEagerWindow + eager_charge(100), 0);
+  frames = drain();
+  ASSERT_EQ(frames.size(), 1u);
+  EXPECT_EQ(frames[0].key, point_to_point_key(first_waiting_ + 1));
+  EXPECT_TRUE(frames[0].is_eager);
+  EXPECT_EQ(queue_.on_acked(sent(frames[0])), first_waiting_ + 1) << "it was not copied";
+}
+
+TEST_F(ExhaustedSendQueueTest, on_grant__a_pull_lets_one_go_without_credit) {
+  const auto pull = [this](uint64_t i, uint64_t bytes) {
+    return queue_.on_grant({point_to_point_key(i), bytes, next_grant_id_++, true});
+  };
+  ASSERT_TRUE(pull(first_waiting_ + 2, 100).ok());
+  const auto frames = drain();
+  ASSERT_EQ(frames.size(), 1u);
+  EXPECT_FALSE(frames[0].is_eager || frames[0].is_announced);
+  EXPECT_EQ(frames[0].bytes.size(), 100u);
+  EXPECT_EQ(queue_.on_acked(sent(frames[0])), first_waiting_ + 2);
+  // One for what is on its way, is done with, or has not been posted changes nothing.
+  for (const uint64_t i : {uint64_t{0}, first_waiting_ + 2, first_waiting_ + 3}) {
+    ASSERT_TRUE(pull(i, 100).ok());
+  }
+  EXPECT_FALSE(queue_.has_next());
+  ASSERT_FALSE(queue_.post({point_to_point_key(first_waiting_ + 3), signature(), {}, 9, false}));
+  EXPECT_FALSE(queue_.has_next());
+}
+
+TEST_F(ExhaustedSendQueueTest, drop_group__leaves_nothing) {
+  for (const DataFrame& frame : frames_) queue_.on_acked(sent(frame));
+  queue_.withdraw_group(7);
+  EXPECT_TRUE(queue_.is_drained());
+  queue_.on_credit(2 * kEagerWindow, 2 * kAnnouncedMax);
+  EXPECT_FALSE(queue_.has_next());
+}
+
+TEST_F(SendQueueTest, on_grant__answers_that_a_pull_has_overtaken_are_not_kept) {
+  for (size_t i = 0; i < 2 * kEarlyGrantsMax; ++i) {
+    ASSERT_TRUE(grant(point_to_point_key(i), kLarge).ok());
+    ASSERT_TRUE(grant(collective_key(i), 100).ok());
+  }
+}
+
 TEST_F(SendQueueTest, on_credit__only_ever_grows) {
   const ByteVector bytes = pattern(kEagerMessageBytesMax);
   uint64_t charged = 0;
@@ -146,8 +219,8 @@ TEST_F(SendQueueTest, on_credit__only_ever_grows) {
     charged += eager_charge(bytes.size());
   }
   drain();
-  queue_.on_credit(kEagerWindow + eager_charge(bytes.size()));
-  queue_.on_credit(kEagerWindow);  // overtaken on another path
+  queue_.on_credit(kEagerWindow + eager_charge(bytes.size()), kAnnouncedMax);
+  queue_.on_credit(kEagerWindow, 0);  // overtaken on another path
   post(collective_key(1), bytes);
   EXPECT_TRUE(drain()[0].is_eager);
   post(collective_key(2), bytes);
@@ -328,13 +401,13 @@ TEST_F(SendQueueTest, on_lost__announcement_is_repeated_until_granted) {
   EXPECT_TRUE(drain().empty()) << "the peer must have seen one";
 }
 
-TEST_F(SendQueueTest, withdraw__forgets_bytes_in_every_state) {
+TEST_F(SendQueueTest, withdraw_group__forgets_bytes_in_every_state) {
   post(point_to_point_key(1), keep(kLarge), 1);  // announced, not granted
   post(collective_key(2), keep(kLarge), 2);      // granted, begun
   ASSERT_TRUE(grant(collective_key(2), kLarge).ok());
   const auto begun = queue_.next(kRoom);
   post(collective_key(3), keep(kLarge), 3);  // waiting
-  for (const Token token : {1, 2, 3, 4}) queue_.withdraw(token);
+  queue_.withdraw_group(7);
   EXPECT_FALSE(queue_.has_next());
   EXPECT_TRUE(queue_.is_drained());
   EXPECT_EQ(queue_.on_acked(sent(*begun)), std::nullopt);

@@ -164,9 +164,9 @@ TEST(FrameDecoder, ack__bitmap_too_long) {
   EXPECT_TRUE(is_malformed(bytes));
 }
 
-TEST(FrameDecoder, grant__unknown_channel) {
+TEST(FrameDecoder, grant__unknown_flag) {
   ByteVector bytes = encoded(GrantFrame{});
-  bytes[1] = 2;
+  bytes[1] = 4;
   EXPECT_TRUE(is_malformed(bytes));
 }
 

@@ -75,7 +75,7 @@ inline std::vector<Sample> samples() {
   tagged.channel = Channel::kPointToPoint;
   DataFrame first{key, 5, 100, 0, kSampleSignature, false, true, sample_bytes().first(3)};
   DataFrame later{tagged, 6, 100, 96, std::nullopt, true, false, sample_bytes().first(4)};
-  DataFrame request{tagged, 7, 1 << 20, 0, kSampleSignature, false, false, {}};
+  DataFrame request{tagged, 7, 1 << 20, 0, kSampleSignature, false, false, {}, true};
   return {
       {"data_first", first,
        "010500034142434400000000000000052122232425262728313233343536373800000000000000640000000000"
@@ -86,17 +86,19 @@ inline std::vector<Sample> samples() {
        "010a00044142434400000000000000062122232425262728313233343536373800000000000000640000000000"
        "00006001020304"},
       {"data_request", request,
-       "010900004142434400000000000000072122232425262728313233343536373800000000001000000000000000"
+       "011900004142434400000000000000072122232425262728313233343536373800000000001000000000000000"
        "000000010203000a0b0c0d1112131415161718"
        "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b70000000000000000"},
       {"ack", AckFrame{base::PathId{0x0102}, 0x0304, 0x05060708, 9, sample_bytes().first(2)},
        "020201020000000000000304050607080000000901"
        "02"},
-      {"credit", CreditFrame{0x0102030405060708u, 0x1112131415161718u, 0x21222324u},
+      {"credit", CreditFrame{0x0102030405060708u, 0x1112131415161718u, 0x21222324u, 0x3132333435363738u},
        "03010203040506070811121314151617182"
-       "1222324"},
+       "12223243132333435363738"},
       {"grant", GrantFrame{tagged, 0x5152, 0x6162},
        "0401414243442122232425262728313233343536373800000000000051520000000000006162"},
+      {"pull", GrantFrame{key, 0x5152, 0x6162, true},
+       "0402414243442122232425262728313233343536373800000000000051520000000000006162"},
       {"confirm", ConfirmFrame{0x0102030405060708u}, "050102030405060708"},
       {"confirm_echo", ConfirmEchoFrame{0x0102030405060708u}, "060102030405060708"},
       {"ping", PingFrame{}, "07"},
@@ -152,6 +154,7 @@ inline DataFrame random_data(base::Random& random) {
   if (frame.offset == 0) frame.signature = random_signature(random);
   frame.wants_ack_now = random.chance(0.5);
   frame.is_eager = random.chance(0.5);
+  frame.is_announced = !frame.is_eager && random.chance(0.5);
   return frame;
 }
 
@@ -162,8 +165,11 @@ inline Frame random_frame(base::Random& random) {
       return AckFrame{base::PathId{static_cast<uint16_t>(random.next())}, random.next(),
                       static_cast<uint32_t>(random.next()), static_cast<uint32_t>(random.next()),
                       sample_bytes().first(random.below(AckFrame::kBitmapBytesMax + 1))};
-    case 2: return CreditFrame{random.next(), random.next(), static_cast<uint32_t>(random.next())};
-    case 3: return GrantFrame{random_key(random), random.next(), random.next()};
+    case 2:
+      return CreditFrame{random.next(), random.next(), static_cast<uint32_t>(random.next()),
+                         random.next()};
+    case 3:
+      return GrantFrame{random_key(random), random.next(), random.next(), random.chance(0.5)};
     case 4: return ConfirmFrame{random.next()};
     case 5: return ConfirmEchoFrame{random.next()};
     case 6: return PingFrame{};
