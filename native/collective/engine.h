@@ -103,8 +103,7 @@ class Engine final : private transport::ReceiveMatcher {
     return groups_.at(group).members.at(member);
   }
   void complete_step(StepRef ref);
-  void release_group(const Group& group,
-                     const std::vector<std::shared_ptr<Operation>>& operations);
+  void release_group(const Group& group, const std::vector<std::shared_ptr<Operation>>& operations);
   void pull(const Operation& operation, uint32_t index);
   void pull_what_waits(const Operation& operation);
   wire::MessageKey key_of(const Operation& operation, const Step& step) const;

@@ -115,8 +115,8 @@ void Engine::pull(const Operation& operation, uint32_t index) {
   const Rank peer = operation.group().ranks[step.peer];
   wire::MessageKey key = key_of(operation, step);
   if (operation.is_point_to_point()) {
-    const auto number = point_to_point_.awaited_by(key.group, key.slot, peer,
-                                                   operation.states[index].token);
+    const auto number =
+        point_to_point_.awaited_by(key.group, key.slot, peer, operation.states[index].token);
     if (!number) return;
     key.operation = *number;
   } else if (transport::is_granted_unasked(key, step.target.length)) {

@@ -68,8 +68,8 @@ std::optional<PostedReceive> PointToPointMatching::take_receive(TagQueue& queue,
   auto first = queue.posted.find(Source(sender));
   const auto any = queue.posted.find(Source());
   const bool is_any_first =
-      any != queue.posted.end() && (first == queue.posted.end() ||
-                                    any->second.front().order < first->second.front().order);
+      any != queue.posted.end() &&
+      (first == queue.posted.end() || any->second.front().order < first->second.front().order);
   if (is_any_first) first = any;
   if (first == queue.posted.end()) return std::nullopt;
   const PostedReceive receive = first->second.front().receive;

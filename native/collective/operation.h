@@ -91,10 +91,10 @@ class Operation {
   base::Instant inquiry_at;               // when to ask the silent peers what they are doing
   base::Duration inquiry_interval;        // doubles
   base::Instant timer_at = base::Instant::never();  // as it stands in the engine's timers
-  std::set<uint32_t> not_started;         // group ranks that said they have not reached it
-  std::set<uint32_t> unknown_to;          // group ranks that said they know no such group
-  bool is_done = false;                   // it is in the completed queue
-  std::optional<base::Error> error;       // why it failed, once done
+  std::set<uint32_t> not_started;    // group ranks that said they have not reached it
+  std::set<uint32_t> unknown_to;     // group ranks that said they know no such group
+  bool is_done = false;              // it is in the completed queue
+  std::optional<base::Error> error;  // why it failed, once done
 
   // --- Owned by the driver ---
 

@@ -276,18 +276,18 @@ class Connection {
   std::deque<ControlFrame> control_;                                  // to be sent, in order
   // Unasked grants beyond kGrantsOutstandingMax, in order.
   std::deque<std::pair<wire::MessageKey, uint64_t>> grants_waiting_;
-  uint64_t next_grant_id_ = 0;                       // never reused on this connection
-  uint64_t advertised_eager_limit_ = kEagerWindow;   // last credit queued for the peer
+  uint64_t next_grant_id_ = 0;                           // never reused on this connection
+  uint64_t advertised_eager_limit_ = kEagerWindow;       // last credit queued for the peer
   uint64_t advertised_announced_limit_ = kAnnouncedMax;  // likewise
   uint64_t advertised_window_ = kPeerWindowInitial;      // likewise
-  uint32_t next_credit_serial_ = 1;                  // of the next credit for the peer
-  bool credit_queued_ = false;                       // a SentCredit is in control_
-  uint64_t peer_window_ = kPeerWindowInitial;        // what the peer lets us have in flight
-  uint32_t peer_credit_serial_ = 0;                  // of the newest credit from the peer
-  base::Instant last_heard_at_;                      // see heard(); excused: later
-  base::Duration waited_;                            // of the packet in hand, in this host
-  int64_t unanswered_credit_ = 0;                    // see challenge_again(); bytes
-  base::Instant last_sent_at_;                       // last packet that asked for an ack
+  uint32_t next_credit_serial_ = 1;                      // of the next credit for the peer
+  bool credit_queued_ = false;                           // a SentCredit is in control_
+  uint64_t peer_window_ = kPeerWindowInitial;            // what the peer lets us have in flight
+  uint32_t peer_credit_serial_ = 0;                      // of the newest credit from the peer
+  base::Instant last_heard_at_;                          // see heard(); excused: later
+  base::Duration waited_;                                // of the packet in hand, in this host
+  int64_t unanswered_credit_ = 0;                        // see challenge_again(); bytes
+  base::Instant last_sent_at_;                           // last packet that asked for an ack
   // Shorthands for parts of shared_.scratch.
   std::vector<uint8_t>& plaintext_;
   std::vector<uint8_t>& bitmap_;

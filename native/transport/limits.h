@@ -197,8 +197,8 @@ inline constexpr int64_t kEpochLingerPtos = 3;
 // A peer that has not followed into an epoch this long after the change began, the death timeout
 // added, is failed. It answers and does not change keys, so it is broken or does not want to.
 inline constexpr base::Duration kEpochChangeMax = base::Duration::seconds(60);
-// A peer that changes epochs faster than this, for so many in a row, breaks the protocol: each costs
-// this rank a key exchange. Honest ends wait for kEpochLingerPtos of kPtoMin at least.
+// A peer that changes epochs faster than this, for so many in a row, breaks the protocol: each
+// costs this rank a key exchange. Honest ends wait for kEpochLingerPtos of kPtoMin at least.
 inline constexpr base::Duration kEpochIntervalMin = base::Duration::millis(100);
 inline constexpr int64_t kEpochsAtOnce = 16;
 // Links change within the last part (one in this many) of their age, at random: those that were

@@ -96,14 +96,14 @@ class InboundMessages {
   base::Rank peer_;
   ReceiveMatcher& matcher_;
   TrafficCounters& counters_;
-  Messages messages_;           // begun and not finished, by message id
-  base::RangeSet finished_;     // ids of messages that are done with
-  uint64_t eager_charged_ = 0;  // cumulative charge of the eager messages that began
-  uint64_t eager_freed_ = 0;    // cumulative charge of those that are done with
+  Messages messages_;                     // begun and not finished, by message id
+  base::RangeSet finished_;               // ids of messages that are done with
+  uint64_t eager_charged_ = 0;            // cumulative charge of the eager messages that began
+  uint64_t eager_freed_ = 0;              // cumulative charge of those that are done with
   std::map<uint64_t, uint64_t> granted_;  // unasked and not finished, by group
   uint64_t granted_total_ = 0;            // their sum
-  uint64_t announced_ = 0;        // cumulative number of announced messages that began
-  uint64_t announced_freed_ = 0;  // of those that are done with
+  uint64_t announced_ = 0;                // cumulative number of announced messages that began
+  uint64_t announced_freed_ = 0;          // of those that are done with
 };
 
 }  // namespace securefabric::transport

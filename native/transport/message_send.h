@@ -120,14 +120,14 @@ class SendQueue {
   // Bytes that large_ had more than passed_on_ while both had something; at most kOthersLead and
   // one fragment.
   uint64_t others_lead_ = 0;
-  uint64_t next_id_ = 0;                 // never reused on this connection
-  uint64_t eager_limit_ = kEagerWindow;  // cumulative, from the peer
-  uint64_t eager_charged_ = 0;           // cumulative, never above eager_limit_
+  uint64_t next_id_ = 0;                      // never reused on this connection
+  uint64_t eager_limit_ = kEagerWindow;       // cumulative, from the peer
+  uint64_t eager_charged_ = 0;                // cumulative, never above eager_limit_
   uint64_t announced_limit_ = kAnnouncedMax;  // cumulative, from the peer
   uint64_t announced_ = 0;                    // cumulative, never above announced_limit_
   std::deque<uint64_t> waiting_;              // ids that wait for credit; some no longer do
-  uint64_t resent_bytes_ = 0;            // payload sent again
-  uint64_t resent_fragments_ = 0;        // fragments sent again
+  uint64_t resent_bytes_ = 0;                 // payload sent again
+  uint64_t resent_fragments_ = 0;             // fragments sent again
 };
 
 }  // namespace securefabric::transport

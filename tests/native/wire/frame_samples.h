@@ -92,7 +92,8 @@ inline std::vector<Sample> samples() {
       {"ack", AckFrame{base::PathId{0x0102}, 0x0304, 0x05060708, 9, sample_bytes().first(2)},
        "020201020000000000000304050607080000000901"
        "02"},
-      {"credit", CreditFrame{0x0102030405060708u, 0x1112131415161718u, 0x21222324u, 0x3132333435363738u},
+      {"credit",
+       CreditFrame{0x0102030405060708u, 0x1112131415161718u, 0x21222324u, 0x3132333435363738u},
        "03010203040506070811121314151617182"
        "12223243132333435363738"},
       {"grant", GrantFrame{tagged, 0x5152, 0x6162},
@@ -168,8 +169,7 @@ inline Frame random_frame(base::Random& random) {
     case 2:
       return CreditFrame{random.next(), random.next(), static_cast<uint32_t>(random.next()),
                          random.next()};
-    case 3:
-      return GrantFrame{random_key(random), random.next(), random.next(), random.chance(0.5)};
+    case 3: return GrantFrame{random_key(random), random.next(), random.next(), random.chance(0.5)};
     case 4: return ConfirmFrame{random.next()};
     case 5: return ConfirmEchoFrame{random.next()};
     case 6: return PingFrame{};
