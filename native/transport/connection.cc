@@ -202,9 +202,11 @@ std::string Connection::join_failure(Instant now) const {
            " is valid, but all its addresses are loopback ones, and it answered on none of them "
            "for " +
            waited +
-           ". It took all ranks to be on its own host, because of MASTER_ADDR or LOCAL_WORLD_SIZE "
-           "there. If they are not, set MASTER_ADDR to an address of rank 0 that all hosts reach, "
-           "on every rank" +
+           ". If it is on another host, it took all ranks to be on its own, because of MASTER_ADDR "
+           "or LOCAL_WORLD_SIZE there: set MASTER_ADDR to an address of rank 0 that all hosts "
+           "reach, on every rank. If it is on this one, the entry is left over from an earlier "
+           "run, "
+           "or the rank has stopped" +
            send_errors();
   }
   const std::string failure = "did not join: its roster entry " + boot +
