@@ -137,6 +137,7 @@ class Attack {
     frame.message_id = input_.u8() % 8;
     frame.is_eager = (bits & 2) != 0;
     frame.wants_ack_now = (bits & 4) != 0;
+    frame.is_announced = !frame.is_eager && (bits & 16) != 0;
     frame.message_length = input_.u16() % 600;
     const uint64_t fragments = frame.message_length / kFragmentAlignment;
     frame.offset = fragments == 0 ? 0 : input_.u8() % fragments * kFragmentAlignment;
