@@ -59,12 +59,13 @@ def is_defined(op: str, dtype: torch.dtype) -> bool:
     """Whether a reduction exists on a type."""
     if op in BITWISE:
         return not dtype.is_floating_point
-    return op != "AVG" or dtype.is_floating_point
+    return op != "AVG" or dtype != torch.bool
 
 
 def has_gloo(op: str, dtype: torch.dtype) -> bool:
     """Whether Gloo computes the reduction, and computes it right."""
-    return is_defined(op, dtype) and dtype not in (torch.int16, torch.bool)
+    is_exotic = op == "AVG" and not dtype.is_floating_point
+    return is_defined(op, dtype) and dtype not in (torch.int16, torch.bool) and not is_exotic
 
 
 class Cases(dict[str, Callable[["World"], None]]):
@@ -226,6 +227,9 @@ def _float_reference(inputs: Sequence[Tensor], op: str) -> tuple[Tensor, Tensor]
 
 def _exact_reference(inputs: Sequence[Tensor], op: str) -> Tensor:
     is_bool = inputs[0].dtype == torch.bool
+    if op == "AVG":
+        total = functools.reduce(torch.add, inputs)
+        return torch.div(total, len(inputs), rounding_mode="trunc")
     combine: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "SUM": torch.logical_or if is_bool else torch.add,
         "PRODUCT": torch.logical_and if is_bool else torch.mul,

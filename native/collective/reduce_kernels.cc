@@ -139,9 +139,22 @@ struct BitXor {
   }
 };
 
-// `Factor` is what a scale kernel multiplies or divides by: float for the half types.
+// `Factor` is what a scale kernel multiplies or divides by: float for the half types; wide for the
+// integers, since there may be more ranks than an int8 can count.
 template <typename T>
-using Factor = std::conditional_t<std::same_as<T, double>, double, float>;
+struct FactorOf {
+  using Type = float;
+};
+template <>
+struct FactorOf<double> {
+  using Type = double;
+};
+template <std::integral T>
+struct FactorOf<T> {
+  using Type = std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>;
+};
+template <typename T>
+using Factor = typename FactorOf<T>::Type;
 
 template <typename T>
 struct Multiply {
@@ -159,6 +172,8 @@ struct Divide {
   static SF_INLINE T apply(T operand, Factor<T> value) {
     if constexpr (Half<T>)
       return narrow<T>(widen(operand) / value);
+    else if constexpr (std::integral<T>)
+      return static_cast<T>(operand / value);  // toward zero
     else
       return canonical(operand / value);
   }
@@ -306,7 +321,8 @@ using Max = Extreme<T, false>;
 template <std::integral T>
 ReduceFn find_integer(ReduceOp op, Isa isa) {
   switch (op) {
-    case ReduceOp::kSum: return reduce<Sum, std::make_unsigned_t<T>>(isa);
+    case ReduceOp::kSum:
+    case ReduceOp::kAvg: return reduce<Sum, std::make_unsigned_t<T>>(isa);
     case ReduceOp::kProduct: return reduce<Product, std::make_unsigned_t<T>>(isa);
     case ReduceOp::kMin: return reduce<Min, T>(isa);
     case ReduceOp::kMax: return reduce<Max, T>(isa);
@@ -314,7 +330,6 @@ ReduceFn find_integer(ReduceOp op, Isa isa) {
     case ReduceOp::kBitOr: return reduce<BitOr, std::make_unsigned_t<T>>(isa);
     case ReduceOp::kBitXor: return reduce<BitXor, std::make_unsigned_t<T>>(isa);
     case ReduceOp::kNone:
-    case ReduceOp::kAvg:
     case ReduceOp::kPremulSum: return nullptr;
   }
   return nullptr;
@@ -432,7 +447,17 @@ ScaleFn find_prepare_kernel(DataType type, Isa isa) {
 }
 
 ScaleFn find_finish_kernel(DataType type, Isa isa) {
-  return find_scale<Divide>(type, isa);
+  switch (type) {
+    case DataType::kInt8: return select<ScaleLoop<Divide<int8_t>>>(isa);
+    case DataType::kUint8: return select<ScaleLoop<Divide<uint8_t>>>(isa);
+    case DataType::kInt16: return select<ScaleLoop<Divide<int16_t>>>(isa);
+    case DataType::kUint16: return select<ScaleLoop<Divide<uint16_t>>>(isa);
+    case DataType::kInt32: return select<ScaleLoop<Divide<int32_t>>>(isa);
+    case DataType::kUint32: return select<ScaleLoop<Divide<uint32_t>>>(isa);
+    case DataType::kInt64: return select<ScaleLoop<Divide<int64_t>>>(isa);
+    case DataType::kUint64: return select<ScaleLoop<Divide<uint64_t>>>(isa);
+    default: return find_scale<Divide>(type, isa);
+  }
 }
 
 }  // namespace securefabric::collective

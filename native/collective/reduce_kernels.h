@@ -1,7 +1,9 @@
 // Element-by-element arithmetic of the reductions: one kernel per (data type, operator).
 //
 // The rules, the same with every instruction set, so that ranks on different CPUs agree bit by bit:
-//   integers   wrap around (two's complement); AVG and PREMUL_SUM do not exist.
+//   integers   wrap around (two's complement), also in the sum of AVG, whose division truncates
+//   toward
+//              zero; PREMUL_SUM does not exist.
 //   float16, bfloat16   each step is computed in float32 and rounded to nearest even.
 //   NaN        any NaN operand makes the result NaN, in MIN and MAX too; every NaN that a kernel
 //              writes is the one quiet NaN with clear sign and no payload (float_bits.h).

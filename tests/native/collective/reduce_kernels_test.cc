@@ -86,14 +86,16 @@ TEST(ReduceKernels, find_reduce_kernel__exactly_what_the_table_allows) {
       const bool is_bitwise =
           op == ReduceOp::kBitAnd || op == ReduceOp::kBitOr || op == ReduceOp::kBitXor;
       bool is_defined = type != DataType::kByte;
-      if (is_bits && is_scaled) is_defined = false;
+      if (is_bits && op == ReduceOp::kPremulSum) is_defined = false;
+      if (type == DataType::kBool && op == ReduceOp::kAvg) is_defined = false;
       if (is_float && is_bitwise) is_defined = false;
       if (is_complex && op != ReduceOp::kSum && !is_scaled) is_defined = false;
       EXPECT_EQ(is_defined, find_reduce_kernel(type, op) != nullptr)
           << data_type_name(type) << " " << reduce_op_name(op);
     }
     EXPECT_EQ(nullptr, find_reduce_kernel(type, ReduceOp::kNone));
-    EXPECT_EQ(is_bits, find_finish_kernel(type) == nullptr);
+    const bool has_average = type != DataType::kByte && type != DataType::kBool;
+    EXPECT_EQ(has_average, find_finish_kernel(type) != nullptr);
     EXPECT_EQ(is_bits, find_prepare_kernel(type) == nullptr);
   }
 }
@@ -109,6 +111,19 @@ TEST(ReduceKernels, integers_wrap_around) {
   constexpr int64_t kHighest = std::numeric_limits<int64_t>::max();
   EXPECT_EQ(-2, reduce<int64_t>(DataType::kInt64, ReduceOp::kSum, kHighest, kHighest));
   EXPECT_EQ(uint64_t{1}, reduce<uint64_t>(DataType::kUint64, ReduceOp::kProduct, ~0ULL, ~0ULL));
+}
+
+TEST(ReduceKernels, averages_of_integers_truncate_toward_zero) {
+  EXPECT_EQ(int8_t{-2}, scale<int8_t>(find_finish_kernel, DataType::kInt8, -5, 2.0));
+  EXPECT_EQ(int8_t{0}, scale<int8_t>(find_finish_kernel, DataType::kInt8, -128, 200.0));
+  EXPECT_EQ(uint8_t{84}, scale<uint8_t>(find_finish_kernel, DataType::kUint8, 254, 3.0));
+  EXPECT_EQ(int16_t{-1}, scale<int16_t>(find_finish_kernel, DataType::kInt16, -32768, 32767.0));
+  EXPECT_EQ(uint16_t{1}, scale<uint16_t>(find_finish_kernel, DataType::kUint16, 65535, 40000.0));
+  EXPECT_EQ(-1, scale<int32_t>(find_finish_kernel, DataType::kInt32, -7, 4.0));
+  EXPECT_EQ(1U, scale<uint32_t>(find_finish_kernel, DataType::kUint32, 0xFFFF'FFFF, 4e9));
+  constexpr int64_t kLowest = std::numeric_limits<int64_t>::min();
+  EXPECT_EQ(kLowest / 3, scale<int64_t>(find_finish_kernel, DataType::kInt64, kLowest, 3.0));
+  EXPECT_EQ(~0ULL / 3, scale<uint64_t>(find_finish_kernel, DataType::kUint64, ~0ULL, 3.0));
 }
 
 TEST(ReduceKernels, min_and_max_know_the_sign) {
