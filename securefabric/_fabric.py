@@ -10,6 +10,7 @@ import atexit
 import dataclasses
 import hashlib
 import ipaddress
+import multiprocessing.util
 import os
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary, ref
@@ -309,6 +310,7 @@ def fabric_for(
         options=own,
         agree=lambda: agreement.reach(own, guess),
     )
+    _end_with_process()
     return _current
 
 
@@ -444,6 +446,20 @@ def _check_same(present: Options, wanted: Options | None) -> None:
         "all groups of a process share one fabric, whose settings are those of its first group: "
         + "; ".join(differing)
     )
+
+
+def _end_with_process() -> None:
+    """Shut the fabric down when this process ends.
+
+    Children of multiprocessing that were forked, also by a fork server, end without atexit: they
+    run their finalizers, of which this is among the last.
+    """
+    global _finalizer
+    if _finalizer is None or not _finalizer.still_active():
+        _finalizer = multiprocessing.util.Finalize(None, _shutdown_at_exit, exitpriority=-100)
+
+
+_finalizer: multiprocessing.util.Finalize | None = None
 
 
 @atexit.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -179,3 +180,95 @@ def work_that_nobody_waits_for(world: World) -> None:
     dist.barrier()
     for result, inputs in results:
         world.check_reduced(functional.wait_tensor(result), inputs, "SUM")
+
+
+# --- Tensors that overlap ------------------------------------------------------------------------
+
+
+def _calls_with_overlaps(world: World, backend: Any) -> dict[str, list[Tensor]]:
+    """Return what calls leave in tensors that come twice or share memory, and in their futures."""
+    n, me = world.size, world.rank
+    left: dict[str, list[Tensor]] = {}
+
+    def note(what: str, work: Any, *tensors: Tensor) -> None:
+        value = work.get_future().wait()
+        parts = [part if isinstance(part, list) else [part] for part in value]
+        left[what] = [tensor.clone() for tensor in (*tensors, *chain(*parts))]
+
+    for size in (4, 100_000):
+        twice, line = torch.arange(size) + me, torch.arange(size) + 3 * me
+        grid = (torch.arange(4 * size) + me).view(size, 4)
+        ends = [line[: size - 1], line[1:]]
+        columns = [grid[:, 0], grid[:, 0], grid[:, 1]]
+        note(f"twice, {size}", backend.allreduce_coalesced([twice, twice]), twice)
+        note(f"ends, {size}", backend.allreduce_coalesced(ends), line)
+        note(f"columns, {size}", backend.allreduce_coalesced(columns), grid)
+        same = torch.zeros(size, dtype=torch.int64)
+        mine = torch.arange(size) + me
+        note(f"gathered, {size}", backend.allgather([[same] * n], [mine]), same)
+        row = torch.zeros(size + n, dtype=torch.int64)
+        rows = [row[i : i + size] for i in range(n)]
+        note(f"rows, {size}", backend.allgather([rows], [mine]), row)
+        lists = [[row[i : i + size] for _ in range(2 * n)] for i in range(2)]
+        note(f"several, {size}", backend.allgather(lists, [mine, mine + 1]), row)
+        read = [row[:size], row[n:]]
+        note(f"lists, {size}", backend.allgather([rows * 2, rows * 2], read), row)
+        to_me = dist.GatherOptions()
+        to_me.rootRank = n - 1
+        into = [rows] if me == n - 1 else []
+        note(f"root, {size}", backend.gather(into, [mine], to_me), row)
+        note(f"exchanged, {size}", backend.alltoall(rows, [mine] * n), row)
+    return left
+
+
+@CASES.case(ranks_min=2)
+def tensors_that_come_twice_or_overlap(world: World) -> None:
+    """As with Gloo, which reads all of them first and then writes all of them in order."""
+    for _ in range(2):
+        ours = _calls_with_overlaps(world, dist.group.WORLD)
+        oracle = _calls_with_overlaps(world, world.gloo)
+        for what, tensors in oracle.items():
+            assert len(ours[what]) == len(tensors)
+            for index, (actual, expected) in enumerate(zip(ours[what], tensors, strict=True)):
+                check_equal(actual, expected, f"{what}, {index}")
+
+
+@CASES.case()
+def outputs_of_a_manager_that_overlap(world: World) -> None:
+    n, me = world.size, world.rank
+    for size in (5, 50_001):
+        whole = torch.arange(n * size, dtype=torch.float64)
+        scattered = torch.zeros(size, dtype=torch.float64)
+        with dist._coalescing_manager():
+            dist.reduce_scatter_tensor(scattered, whole)
+            dist.reduce_scatter_tensor(scattered, whole + 1)
+        own = whole[me * size : (me + 1) * size]
+        check_equal(scattered, (own + 1) * n, "the last one counts")
+        # The second call reads what the first one writes: both read before.
+        long = torch.full((2 * n * size,), float(me), dtype=torch.float64)
+        with dist._coalescing_manager():
+            dist.all_gather_into_tensor(long[: n * size], torch.full_like(own, 7.0))
+            dist.all_gather_into_tensor(long[n * size :], long[:size])
+        check_equal(long[: n * size], torch.full((n * size,), 7.0, dtype=torch.float64))
+        ranks = torch.arange(n, dtype=torch.float64).repeat_interleave(size)
+        check_equal(long[n * size :], ranks, "what was there before")
+
+
+@CASES.case()
+def futures_of_lists(world: World) -> None:
+    """A list for each input of all_gather, or each rank of its coalesced form, as Gloo gives."""
+    one = torch.ones(3)
+    for inputs in ([one], [one, one], [one] * 3):
+        shapes = []
+        for group in (dist.group.WORLD, world.gloo):
+            lists = [[torch.empty(3) for _ in range(len(inputs) * world.size)] for _ in inputs]
+            by_rank = [[torch.empty(3) for _ in inputs] for _ in range(world.size)]
+            calls = [group.allgather(lists, inputs), group.allgather_coalesced(by_rank, inputs)]
+            values = [call.get_future().wait() for call in calls]
+            shapes.append(
+                [
+                    [len(part) if isinstance(part, list) else part.shape for part in value]
+                    for value in values
+                ]
+            )
+        assert shapes[0] == shapes[1]

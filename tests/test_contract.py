@@ -22,6 +22,7 @@ MODULES = (
     "contract_messages",
     "contract_autograd",
     "contract_backend",
+    "contract_barriers",
     "contract_groups",
     "contract_training",
 )

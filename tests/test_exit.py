@@ -7,11 +7,13 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from forked import FORKED
+from ranks import SPAWNED, join, run_ranks
 from torch._C._distributed_c10d import TCPStore
 
 BEGIN = """
@@ -159,3 +161,40 @@ def test_groups__that_ended_leave_no_descriptors_where_the_world_is_anothers(key
     for outcome in run_ranks(make_and_destroy_groups, 2, key_file=key_file):
         assert outcome.error is None, outcome.details
         assert len(set(outcome.value[2:])) == 1, outcome.value
+
+
+# --- The last messages arrive --------------------------------------------------------------------
+
+
+def leave_after_a_barrier(_rank: int) -> None:
+    join()
+    dist.barrier()
+
+
+@pytest.mark.parametrize("context", [FORKED, SPAWNED], ids=["forkserver", "spawn"])
+def test_multiprocessing__a_rank_may_end_right_after_its_last_collective(
+    context: Any, key_file: str
+) -> None:
+    """Those that are forked end without atexit. Links are new, so the last messages are late."""
+    for outcome in run_ranks(leave_after_a_barrier, 4, key_file=key_file, context=context):
+        assert outcome.error is None, outcome.error
+        assert outcome.exit_code == 0
+
+
+def drop_a_group(rank: int, size: int) -> None:
+    import securefabric
+
+    securefabric.replace_gloo()
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]))
+    make: Any = dist.ProcessGroupGloo
+    group = make(store, rank, size, timedelta(seconds=60))
+    group.barrier().wait()
+    del group
+    store.set(f"passed/{rank}", "")
+    store.wait([f"passed/{other}" for other in range(size)], timedelta(seconds=60))
+
+
+def test_group__may_go_out_of_scope_right_after_its_last_collective(key_file: str) -> None:
+    """Its process lives on: nothing else would send what others wait for."""
+    for outcome in run_ranks(drop_a_group, 4, 4, key_file=key_file, context=FORKED):
+        assert outcome.error is None, outcome.error

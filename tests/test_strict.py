@@ -130,6 +130,8 @@ def gloo_settings(rank: int) -> None:
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=40))
     backend: Any = dist.group.WORLD._get_backend(torch.device("cpu"))
     assert backend.options._timeout == timedelta(seconds=40)
+    assert isinstance(backend.create_device(), gloo.Device)
+    assert isinstance(backend.create_default_device(), gloo.Device)
     check_sealed()
     dist.destroy_process_group()
 

@@ -62,6 +62,7 @@ ALLOWED_ONLY = [
             # Calls of one group may come from several threads, and go on on others.
             "native/torch/backend.h",
             "native/torch/issue_queue.h",
+            "native/torch/phase.h",
             "native/torch/sparse.h",
             "native/torch/work.h",
         },
@@ -108,6 +109,7 @@ TESTED_ELSEWHERE = {
     "torch/arguments.cc": "tests/contract_backend.py",
     "torch/backend.cc": "whole jobs on real processes: tests/test_failures.py",
     "torch/call.cc": "as backend.cc",
+    "torch/claims.cc": "tests/contract_coalesced.py",
     "torch/collectives.cc": "tests/contract_movement.py, tests/contract_reductions.py",
     "torch/device_stage.cc": "nowhere yet: it needs a GPU (docs/SUPPORT.md)",
     "torch/errors.cc": "tests/test_failures.py",

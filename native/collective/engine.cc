@@ -98,14 +98,27 @@ void Engine::start(const std::shared_ptr<Operation>& operation, Instant now) {
       if (held.signature) claims_.push_back({key.group, key.operation, key.peer, *held.signature});
     }
   }
-  std::vector<uint32_t> ready;
-  for (uint32_t i = 0; i < op.states.size(); ++i) {
-    if (op.states[i].waits_for == 0) ready.push_back(i);
-  }
-  run_ready(op, std::move(ready));
+  if (!op.is_held) begin_steps(op);
   pump(now);
   fail_if_deserted(op);
   pump(now);
+}
+
+void Engine::release(const std::shared_ptr<Operation>& operation, Instant now) {
+  now_ = now;
+  operation->is_held = false;
+  const auto at = active_.find(operation->id);
+  if (at == active_.end() || at->second != operation) return;  // not started yet, or it has failed
+  begin_steps(*operation);
+  pump(now);
+}
+
+void Engine::begin_steps(Operation& operation) {
+  std::vector<uint32_t> ready;
+  for (uint32_t i = 0; i < operation.states.size(); ++i) {
+    if (operation.states[i].waits_for == 0) ready.push_back(i);
+  }
+  run_ready(operation, std::move(ready));
 }
 
 // Ranks agree on numbers because they start the same operations in the same order.

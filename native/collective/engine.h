@@ -39,6 +39,8 @@ class Engine final : private transport::ReceiveMatcher {
   // Takes an operation. The next sequence number of its group is its own: ranks must start the
   // same operations of a group in the same order. It may be complete when this returns.
   void start(const std::shared_ptr<Operation>& operation, base::Instant now);
+  // Lets an operation go on that was held back (Operation::is_held), started or not.
+  void release(const std::shared_ptr<Operation>& operation, base::Instant now);
   // Fails every operation of the group and every later one, and tells the members.
   void abort_group(Group& group, const base::Error& reason, base::Instant now);
 
@@ -110,6 +112,7 @@ class Engine final : private transport::ReceiveMatcher {
 
   // engine.cc: life of operations, events
   void take_sequence(Operation& operation, GroupState& state);
+  void begin_steps(Operation& operation);
   std::optional<base::Error> require_peers(const Operation& operation);
   void pump(base::Instant now);
   void on_event(const transport::Event& event);

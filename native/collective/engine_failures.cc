@@ -298,6 +298,7 @@ Error Engine::timeout_error(const Operation& operation) const {
   std::string text = name_of(operation) + " Timed out after " +
                      in_seconds(now_ - operation.started_at) + " on rank " +
                      std::to_string(endpoint_.config().rank.value);
+  if (operation.is_held) text += ", waiting for operations that this rank had begun before";
   const char* separator = ", waiting for ";
   const Operation& asked = asked_about(operation);
   for (const uint32_t peer : silent_peers(operation)) {

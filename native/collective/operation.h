@@ -81,6 +81,7 @@ class Operation {
   };
 
   uint64_t id = 0;                        // in the order of starting
+  bool is_held = false;                   // no step begins before Engine::release; set before start
   std::vector<StepState> states;          // parallel to the schedule's steps
   std::vector<uint32_t> dependent_begin;  // CSR index into `dependents`, one more than steps
   std::vector<uint32_t> dependents;       // steps that wait for a step, grouped by it

@@ -453,12 +453,14 @@ void Driver::sleep_lazily() {
 
 // --- The end ----------------------------------------------------------------------------------
 
-void Driver::drain(Duration limit) {
+void Driver::drain(Duration limit, std::optional<uint64_t> group) {
   const Instant until = now() + limit;
   while (now() < until) {
     bool is_drained = false;
-    const Status status = run(
-        [&](collective::Engine& engine, Instant) { is_drained = engine.endpoint().is_drained(); });
+    const Status status = run([&](collective::Engine& engine, Instant) {
+      const transport::Endpoint& endpoint = engine.endpoint();
+      is_drained = group ? endpoint.is_drained_of(*group) : endpoint.is_drained();
+    });
     if (!status || is_drained) return;
     if (std::unique_lock<std::mutex> lock(engine_mutex_, std::try_to_lock); lock.owns_lock()) {
       turn();

@@ -105,8 +105,9 @@ class Driver {
   // drives, and touches no engine. Nothing happens when the driver has ended.
   void hand_in(EngineTask task);
 
-  // Any thread. Waits until everything that was sent has arrived, or until `limit` has passed.
-  void drain(base::Duration limit);
+  // Any thread. Waits until everything that was sent has arrived, or all of one group (its wire
+  // id), or until `limit` has passed.
+  void drain(base::Duration limit, std::optional<uint64_t> group = std::nullopt);
 
   // Any thread, idempotent; nothing in a forked child. Lets what was sent arrive, for at most
   // `drain_limit`, says goodbye to the peers and ends the threads. Operations that still run fail,

@@ -459,9 +459,9 @@ std::vector<FabricPath> Fabric::paths() {
   return all;
 }
 
-void Fabric::drain(Duration limit) {
+void Fabric::drain_group(const Groups& groups, Duration limit) {
   const Instant until = now() + limit;
-  for (const auto& driver : drivers_) driver->drain(until - now());
+  for (const auto& group : groups) drivers_[group->engine]->drain(until - now(), group->wire_id);
 }
 
 void Fabric::shutdown() {

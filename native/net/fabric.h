@@ -141,8 +141,8 @@ class Fabric {
 
   size_t engines() const { return drivers_.size(); }
   Driver& driver(size_t engine = 0) { return *drivers_[engine]; }
-  // Any thread. Waits until everything that was sent has arrived, or until `limit` has passed.
-  void drain(base::Duration limit);
+  // Any thread. Waits until all that was sent in a group has arrived, or until `limit` has passed.
+  void drain_group(const Groups& groups, base::Duration limit);
   FabricStats stats();
   // Every path to every peer with a link; none when the fabric has ended.
   std::vector<FabricPath> paths();

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "crypto/secret.h"
+#include "net/clock.h"
 #include "torch/errors.h"
 #include "torch/store_prefix.h"
 #include "torch/unlocked_gil.h"
@@ -74,9 +75,7 @@ Backend::Backend(std::shared_ptr<net::Fabric> fabric, Membership membership,
 
 Backend::~Backend() {
   if (crypto::forked_child()) return;
-  // The thread that has the engine may be waiting for the GIL in a callback.
-  const UnlockedGil unlocked;
-  fabric().remove_group(context_->groups, std::nullopt);
+  leave();
 }
 
 void Backend::abort() {
@@ -88,9 +87,25 @@ void Backend::abort() {
 }
 
 void Backend::shutdown() {
-  if (crypto::forked_child() || is_shut_down_.exchange(true)) return;
-  // What this rank has sent must arrive: others may still be in the operation that is over here.
-  if (getError() == c10d::ErrorType::SUCCESS) fabric().drain(kDrainLimit);
+  if (!crypto::forked_child()) leave();
+}
+
+// Ends the group, and first, within a time, the collectives that were handed over; and what this
+// rank has sent arrives, since others may still be in an operation that is over here.
+void Backend::leave() {
+  if (is_shut_down_.exchange(true)) return;
+  // The thread that has the engine, or ends a collective, may be waiting for the GIL in a callback.
+  const UnlockedGil unlocked;
+  const Instant until = net::now() + kDrainLimit;
+  std::shared_ptr<Phase> phase;
+  {
+    const std::lock_guard<std::mutex> lock(issue_mutex_);
+    phase = context_->queue->begin_phase();
+  }
+  close_and_wait(*phase, until);
+  if (getError() == c10d::ErrorType::SUCCESS) {
+    fabric().drain_group(context_->groups, until - net::now());
+  }
   fabric().remove_group(context_->groups, std::nullopt);
   std::shared_ptr<const void> kept;  // Python's: given up without the lock
   const std::lock_guard<std::mutex> lock(issue_mutex_);

@@ -152,6 +152,7 @@ class Backend final : public c10d::Backend {
   Membership beside_this() const;
   // Puts a Work that has just been started among those of startCoalescing. Under issue_mutex_.
   void note_issued(const c10::intrusive_ptr<c10d::Work>& work);
+  void leave();
   // Starts every part of a call and returns its Work.
   c10::intrusive_ptr<c10d::Work> issue(CallBuilder builder);
   CallBuilder begin(const char* name, c10d::OpType type, std::chrono::milliseconds timeout,

@@ -1,5 +1,7 @@
 #include "torch/call.h"
 
+#include <ATen/MemoryOverlap.h>
+
 #include "collective/stripes.h"
 #include "net/clock.h"
 #include "torch/overwrite.h"
@@ -93,6 +95,27 @@ std::vector<at::Tensor> CallBuilder::pieces_of(const at::Tensor& tensor, bool is
   return plain.view(-1).split(static_cast<int64_t>(kPieceBytes / tensor.element_size()));
 }
 
+at::Tensor CallBuilder::own_output(const at::Tensor& tensor, size_t part) {
+  check_tensor(name_, tensor);
+  if (claims_.claim(tensor, part)) return tensor;
+  at::assert_no_internal_overlap(tensor);
+  const at::Tensor room = at::empty(tensor.sizes(), tensor.options());
+  copies_back_.push_back({tensor, room});
+  return room;
+}
+
+at::Tensor CallBuilder::own_in_out(const at::Tensor& tensor, size_t part) {
+  at::Tensor own = own_output(tensor, part);
+  if (!own.is_same(tensor)) overwrite(own, tensor);
+  return own;
+}
+
+at::Tensor CallBuilder::own_input(const at::Tensor& tensor, size_t part) const {
+  check_tensor(name_, tensor);
+  const at::NoGradGuard no_grad;
+  return claims_.is_of_another(tensor, part) ? tensor.clone() : tensor;
+}
+
 collective::CollectiveRequest CallBuilder::request_of(const Part& part) const {
   collective::CollectiveRequest wanted;
   wanted.kind = part.kind;
@@ -128,6 +151,19 @@ std::shared_ptr<collective::Operation> CallBuilder::make_operation(
   return std::make_shared<collective::Operation>(std::move(request));
 }
 
+// Until all of `earlier` has ended. The operation starts all the same, so that its deadline counts.
+void CallBuilder::hold_back(const std::shared_ptr<Phase>& earlier,
+                            const std::shared_ptr<collective::Operation>& operation) const {
+  operation->is_held = true;
+  const bool has_ended = earlier->close([context = context_, operation] {
+    (void)context->fabric->driver(operation->group().engine)
+        .post([operation](collective::Engine& engine, Instant now) {
+          engine.release(operation, now);
+        });
+  });
+  if (has_ended) operation->is_held = false;
+}
+
 c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   const Instant deadline = deadline_after(timeout_);
   std::vector<std::shared_ptr<collective::Operation>> operations;
@@ -148,15 +184,19 @@ c10::intrusive_ptr<Work> CallBuilder::start(uint64_t sequence) && {
   }
   call.context = context_;
   call.copies_back = std::move(copies_back_);
+  if (waits_for_earlier_) call.earlier = context_->queue->begin_phase();
   EndingWork::Facts facts;
   facts.type = type_;
   if (name_ != nullptr) {
     facts.title = context_->presented_name + ':' + name_;
     facts.ledger = context_->ledger;
+    if (collectives > 0) facts.phase = context_->queue->phase();
   }
   facts.profiled = std::move(profiled_);
   facts.results = std::move(results_);
+  facts.results_per_list = results_per_list_;
   facts.sequence = sequence;
+  if (call.earlier) hold_back(call.earlier, operations.front());
   auto work = c10::make_intrusive<Work>(static_cast<int>(context_->group().rank), std::move(facts),
                                         std::move(call));
   // Who waits for the end anyway can wait for a copy, as long as that is quick.

@@ -14,6 +14,7 @@
 
 #include "collective/operation.h"
 #include "collective/plan.h"
+#include "torch/claims.h"
 #include "torch/group_context.h"
 #include "torch/issue_queue.h"
 #include "torch/tensors.h"
@@ -66,6 +67,14 @@ class CallBuilder {
   // while the next is copied; others stay whole. The pieces are the same on all ranks. What is
   // written to them is written to the tensor, if `is_written`.
   std::vector<at::Tensor> pieces_of(const at::Tensor& tensor, bool is_written);
+  // Of a call with several results: where a part of it writes one of them, in the order of results
+  // and before any own_input. One that overlaps an earlier one gets memory of its own, from which
+  // it is copied in the end: the last one counts, as if all were copied.
+  at::Tensor own_output(const at::Tensor& tensor, size_t part);
+  // The same of a tensor that is read as well: what it holds now.
+  at::Tensor own_in_out(const at::Tensor& tensor, size_t part);
+  // Where a part reads: a copy of what it holds now, where another part writes to it.
+  at::Tensor own_input(const at::Tensor& tensor, size_t part) const;
   Part& add(Part part) { return parts_.emplace_back(std::move(part)); }
   // Shapes for the profiler, and the value of the future.
   void profile(const at::Tensor& tensor) { profiled_.push_back(tensor); }
@@ -81,6 +90,14 @@ class CallBuilder {
     yield(tensors);
     new_versions_.insert(new_versions_.end(), tensors.begin(), tensors.end());
   }
+  // The future has lists of as many tensors each; the list itself, where there is only one.
+  void yield_lists(const std::vector<std::vector<at::Tensor>>& lists) {
+    for (const auto& list : lists) yield_new_versions(list);
+    results_per_list_ = lists.size() > 1 ? lists.front().size() : 0;
+  }
+
+  // Its one operation begins when the group's earlier collectives have ended.
+  void wait_for_earlier() { waits_for_earlier_ = true; }
 
   // Plans and starts every part, in order with the other calls of the group: one call at a time.
   // `sequence` is what the Work calls its number.
@@ -93,6 +110,8 @@ class CallBuilder {
                                                         uint32_t engine,
                                                         std::optional<uint64_t> sequence,
                                                         base::Instant deadline) const;
+  void hold_back(const std::shared_ptr<Phase>& earlier,
+                 const std::shared_ptr<collective::Operation>& operation) const;
   bool is_staged(const at::Tensor& tensor) const {
     return context_->stages_host_tensors || !tensor.is_cpu();
   }
@@ -102,10 +121,13 @@ class CallBuilder {
   c10d::OpType type_;
   std::chrono::milliseconds timeout_;
   bool is_async_;
+  bool waits_for_earlier_ = false;
   std::vector<Part> parts_;
+  Claims claims_;
   std::vector<CopyBack> copies_back_;
   std::vector<at::Tensor> profiled_;
   std::vector<at::Tensor> results_;
+  size_t results_per_list_ = 0;
   std::vector<at::Tensor> new_versions_;
 };
 

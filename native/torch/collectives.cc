@@ -19,6 +19,13 @@ uint64_t elements_of(const at::Tensor& tensor) {
   return static_cast<uint64_t>(tensor.numel());
 }
 
+// One for each part of the call.
+std::vector<at::Tensor> own_outputs(CallBuilder& call, const std::vector<at::Tensor>& outputs) {
+  std::vector<at::Tensor> own;
+  for (size_t i = 0; i < outputs.size(); ++i) own.push_back(call.own_output(outputs[i], i));
+  return own;
+}
+
 }  // namespace
 
 Works Backend::broadcast(std::vector<at::Tensor>& tensors, const c10d::BroadcastOptions& opts) {
@@ -131,6 +138,7 @@ Works Backend::allreduce_sparse(std::vector<at::Tensor>& tensors,
   {
     const std::lock_guard<std::mutex> lock(issue_mutex_);
     facts.sequence = sequence_.fetch_add(1) + 1;
+    facts.phase = context_->queue->phase();
     work = c10::make_intrusive<SparseAllReduce>(context_, sparse_lane_, std::move(facts),
                                                 std::move(own), tensors, timeout);
     work->start();
@@ -146,10 +154,9 @@ Works Backend::allreduce_coalesced(std::vector<at::Tensor>& tensors,
   constexpr const char* kOp = "all_reduce";
   c10d::assertNonEmpty(refuse(kOp), tensors);
   CallBuilder call = begin(kOp, c10d::OpType::ALLREDUCE_COALESCED, opts.timeout, opts.asyncOp);
-  for (const at::Tensor& tensor : tensors) {
-    check_tensor(kOp, tensor);
-    add_all_reduce(call, tensor, opts.reduceOp);
-    call.profile(tensor);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    add_all_reduce(call, call.own_in_out(tensors[i], i), opts.reduceOp);
+    call.profile(tensors[i]);
   }
   call.yield_new_versions(tensors);
   return issue(std::move(call));
@@ -221,18 +228,23 @@ Works Backend::allgather(std::vector<std::vector<at::Tensor>>& outputs,
     for (const auto& list : outputs) check_list(kOp, list, inputs.front(), /*same_size=*/true);
   }
   CallBuilder call = begin(kOp, c10d::OpType::ALLGATHER, opts.timeout, opts.asyncOp);
+  TensorLists own = outputs;
+  for (auto& list : own) {
+    for (size_t at = 0; at < expected; ++at)
+      list[at] = call.own_output(list[at], at % inputs.size());
+  }
   for (size_t i = 0; i < inputs.size(); ++i) {
     std::vector<at::Tensor> of_input;
-    for (size_t at = i; at < expected; at += inputs.size()) of_input.push_back(outputs[0][at]);
-    Part& part = add_all_gather(call, of_input, inputs[i]);
-    for (size_t copy = 1; copy < outputs.size(); ++copy) {
+    for (size_t at = i; at < expected; at += inputs.size()) of_input.push_back(own[0][at]);
+    Part& part = add_all_gather(call, of_input, call.own_input(inputs[i], i));
+    for (size_t copy = 1; copy < own.size(); ++copy) {
       for (size_t rank = 0; rank < of_input.size(); ++rank) {
-        part.table.copy_result(part.outputs[rank], outputs[copy][rank * inputs.size() + i]);
+        part.table.copy_result(part.outputs[rank], own[copy][rank * inputs.size() + i]);
       }
     }
     call.profile(inputs[i]);
   }
-  for (const auto& list : outputs) call.yield_new_versions(list);
+  call.yield_lists(outputs);
   return issue(std::move(call));
 }
 
@@ -254,13 +266,17 @@ Works Backend::allgather_coalesced(std::vector<std::vector<at::Tensor>>& outputs
   check_any_input(kOp, inputs);
   check_lists_of_ranks(kOp, outputs, inputs.size(), size_);
   CallBuilder call = begin(kOp, c10d::OpType::ALLGATHER_COALESCED, opts.timeout, opts.asyncOp);
+  TensorLists own = outputs;
+  for (auto& of_rank : own) {
+    for (size_t i = 0; i < inputs.size(); ++i) of_rank[i] = call.own_output(of_rank[i], i);
+  }
   for (size_t i = 0; i < inputs.size(); ++i) {
     std::vector<at::Tensor> of_input;
-    for (const auto& of_rank : outputs) of_input.push_back(of_rank[i]);
-    add_all_gather(call, of_input, inputs[i]);
+    for (const auto& of_rank : own) of_input.push_back(of_rank[i]);
+    add_all_gather(call, of_input, call.own_input(inputs[i], i));
     call.profile(inputs[i]);
   }
-  for (const auto& of_rank : outputs) call.yield_new_versions(of_rank);
+  call.yield_lists(outputs);
   return issue(std::move(call));
 }
 
@@ -270,8 +286,9 @@ Works Backend::allgather_into_tensor_coalesced(std::vector<at::Tensor>& outputs,
   constexpr const char* kOp = "all_gather_into_tensor";
   check_pairs(kOp, outputs.size(), inputs.size());
   CallBuilder call = begin(kOp, c10d::OpType::COALESCED, opts.timeout, opts.asyncOp);
+  const std::vector<at::Tensor> own = own_outputs(call, outputs);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    add_all_gather_base(call, outputs[i], inputs[i]);
+    add_all_gather_base(call, own[i], call.own_input(inputs[i], i));
     call.profile(inputs[i]);
   }
   call.yield_new_versions(outputs);
@@ -291,7 +308,7 @@ Works Backend::gather(std::vector<std::vector<at::Tensor>>& outputs,
     check_list_of_root(kOp, Side::kOutput, outputs, size_);
     check_list(kOp, outputs.front(), input, /*same_size=*/true);
     for (const at::Tensor& output : outputs.front()) {
-      part.outputs.push_back(part.table.add_output(output));
+      part.outputs.push_back(part.table.add_output(call.own_output(output, 0)));
     }
     part.inputs = {part.table.add_aliasing_input(input, part.outputs[static_cast<size_t>(rank_)])};
     call.yield_new_versions(outputs.front());
@@ -394,8 +411,9 @@ Works Backend::reduce_scatter_tensor_coalesced(std::vector<at::Tensor>& outputs,
   constexpr const char* kOp = "reduce_scatter_tensor";
   check_pairs(kOp, outputs.size(), inputs.size());
   CallBuilder call = begin(kOp, kReduceScatterTensorCoalesced, opts.timeout, opts.asyncOp);
+  const std::vector<at::Tensor> own = own_outputs(call, outputs);
   for (size_t i = 0; i < inputs.size(); ++i) {
-    add_reduce_scatter_base(call, outputs[i], inputs[i], opts.reduceOp);
+    add_reduce_scatter_base(call, own[i], call.own_input(inputs[i], i), opts.reduceOp);
     call.profile(inputs[i]);
   }
   call.yield_new_versions(outputs);
@@ -430,7 +448,9 @@ Works Backend::alltoall(std::vector<at::Tensor>& outputs, std::vector<at::Tensor
   check_list(kOp, outputs, inputs.front(), /*same_size=*/false);
   CallBuilder call = begin(kOp, c10d::OpType::ALLTOALL, opts.timeout, opts.asyncOp);
   Part part = call.make_part(OperationKind::kAllToAll, inputs.front(), 0);
-  for (const at::Tensor& output : outputs) part.outputs.push_back(part.table.add_output(output));
+  for (const at::Tensor& output : outputs) {
+    part.outputs.push_back(part.table.add_output(call.own_output(output, 0)));
+  }
   for (const at::Tensor& input : inputs) {
     part.inputs.push_back(part.table.add_disjoint_input(input));
     call.profile(input);

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 
+#include "torch/phase.h"
 #include "torch/work.h"
 
 namespace securefabric::torch_room {
@@ -18,6 +19,10 @@ class IssueQueue : public std::enable_shared_from_this<IssueQueue> {
   // at a time, who holds the lock of issuing.
   uint64_t next_collective() const { return next_collective_; }
   void count_collectives(uint64_t collectives) { next_collective_ += collectives; }
+  // The same caller. What the group's collectives belong to now; and a new one for those to come,
+  // which returns the former.
+  const std::shared_ptr<Phase>& phase() const { return phase_; }
+  std::shared_ptr<Phase> begin_phase() { return std::exchange(phase_, std::make_shared<Phase>()); }
 
   // The same caller. Whether nothing is waiting, so that what is issued next and whose tensors have
   // arrived is started at once.
@@ -28,6 +33,7 @@ class IssueQueue : public std::enable_shared_from_this<IssueQueue> {
   void run();
 
   uint64_t next_collective_ = 0;  // guarded by the lock of issuing (Backend)
+  std::shared_ptr<Phase> phase_ = std::make_shared<Phase>();  // likewise
   std::mutex mutex_;
   std::deque<c10::intrusive_ptr<Work>> waiting_;  // guarded by mutex_
   bool is_running_ = false;                       // a task is in run(); guarded by mutex_

@@ -60,6 +60,7 @@ Works Backend::recvAnysource(std::vector<at::Tensor>& tensors, int tag) {
 Works Backend::barrier(const c10d::BarrierOptions& opts) {
   CallBuilder call = begin("barrier", c10d::OpType::BARRIER, opts.timeout, opts.asyncOp);
   call.add(Part{});
+  call.wait_for_earlier();
   return issue(std::move(call));
 }
 

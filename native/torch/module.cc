@@ -341,6 +341,11 @@ void bind_fabric(py::module_& module) {
           py::call_guard<py::gil_scoped_release>());
 }
 
+// What stands for torch's ProcessGroupGloo after replace_gloo().
+py::object gloo_stand_in() {
+  return py::module_::import("securefabric._gloo").attr("ProcessGroupGloo");
+}
+
 void bind_backend(py::module_& module) {
   using Options = Backend::Options;
   py::class_<Options, c10d::Backend::Options, c10::intrusive_ptr<Options>>(module, "Options")
@@ -376,6 +381,15 @@ void bind_backend(py::module_& module) {
       // Gloo's and NCCL's name of set_timeout, which torch's _set_pg_timeout calls.
       .def("_set_default_timeout", &Backend::setTimeout, py::call_guard<py::gil_scoped_release>(),
            py::arg("timeout"))
+      // Gloo's, for programs that ask its object and not its class.
+      .def_static("create_device",
+                  [](const py::args& given, const py::kwargs& named) {
+                    return gloo_stand_in().attr("create_device")(*given, **named);
+                  })
+      .def_static("create_default_device",
+                  [](const py::args& given, const py::kwargs& named) {
+                    return gloo_stand_in().attr("create_default_device")(*given, **named);
+                  })
       .def("get_error", &Backend::getError, py::call_guard<py::gil_scoped_release>())
       // torch asks for it on ranks outside a new group, where NCCL's split involves them. Ours does
       // not.

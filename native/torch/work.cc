@@ -22,12 +22,13 @@ using base::Instant;
 namespace {
 
 // A future of a list of tensors. It knows the device whose streams its value may depend on.
-c10::intrusive_ptr<c10::ivalue::Future> make_tensors_future(
-    const std::vector<at::Tensor>& results) {
+c10::intrusive_ptr<c10::ivalue::Future> make_tensors_future(const std::vector<at::Tensor>& results,
+                                                            bool has_lists = false) {
   std::vector<c10::Device> devices;
   if (!results.empty() && !results.front().is_cpu()) devices.push_back(results.front().device());
-  return c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
-                                                  std::move(devices));
+  c10::TypePtr type = c10::ListType::create(c10::TensorType::get());
+  if (has_lists) type = c10::ListType::create(std::move(type));
+  return c10::make_intrusive<c10::ivalue::Future>(std::move(type), std::move(devices));
 }
 
 Error forked_error() {
@@ -61,12 +62,31 @@ void WorkLedger::wait_for_all() {
   none_pending_.wait(lock, [this] { return pending_.load() == 0; });
 }
 
+void close_and_wait(Phase& phase, Instant until) {
+  struct End {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool has_come = false;  // guarded by mutex
+  };
+  auto end = std::make_shared<End>();  // a collective may end after the wait
+  const auto announce = [end] {
+    const std::lock_guard<std::mutex> lock(end->mutex);
+    end->has_come = true;
+    end->changed.notify_all();
+  };
+  if (phase.close(announce)) return;
+  std::unique_lock<std::mutex> lock(end->mutex);
+  end->changed.wait_for(lock, std::chrono::nanoseconds((until - net::now()).nanos()),
+                        [&] { return end->has_come; });
+}
+
 EndingWork::EndingWork(int rank, Facts facts)
     : c10d::Work(rank, facts.type, facts.title.empty() ? nullptr : facts.title.c_str(),
                  std::make_optional(facts.profiled)),
       facts_(std::move(facts)),
       started_at_(net::now()) {
   if (facts_.ledger) facts_.ledger->on_begin();
+  if (facts_.phase) facts_.phase->on_begin();
 }
 
 void EndingWork::end(const std::exception_ptr& failure, bool has_timed_out) {
@@ -81,6 +101,7 @@ void EndingWork::end(const std::exception_ptr& failure, bool has_timed_out) {
     future_result = future_result_;
   }
   finish(failure);
+  if (facts_.phase) facts_.phase->on_end(failure ? std::nullopt : result_stream());
   // Callbacks run from here on; a waiter that saw finish() need not wait for them.
   if (future) settle(*future);
   if (future_result) future_result->markCompleted(result_value());
@@ -107,8 +128,19 @@ void EndingWork::settle(c10::ivalue::Future& future) const {
   } else {
     // The future remembers the current stream as the one after which the tensors are there.
     const c10::OptionalStreamGuard guard(result_stream());
-    future.markCompleted(facts_.results);
+    future.markCompleted(future_value());
   }
+}
+
+c10::IValue EndingWork::future_value() const {
+  const size_t length = facts_.results_per_list;
+  if (length == 0) return facts_.results;
+  std::vector<std::vector<at::Tensor>> lists;
+  for (size_t i = 0; i < facts_.results.size(); ++i) {
+    if (i % length == 0) lists.emplace_back();
+    lists.back().push_back(facts_.results[i]);
+  }
+  return lists;
 }
 
 bool EndingWork::isCompleted() {
@@ -129,7 +161,7 @@ std::exception_ptr EndingWork::exception() const {
 c10::intrusive_ptr<c10::ivalue::Future> EndingWork::getFuture() {
   std::unique_lock<std::mutex> lock(mutex_);
   if (future_) return future_;
-  future_ = make_tensors_future(facts_.results);
+  future_ = make_tensors_future(facts_.results, facts_.results_per_list > 0);
   const auto future = future_;
   if (!futures_taken_) return future;
   // end() did not see it any more, so it is settled here.
@@ -307,6 +339,12 @@ void Work::synchronize() {
   for (const Call::Part& part : call_.parts) {
     const DeviceStage* stage = part.table.stage();
     if (stage != nullptr) stage->hold(current_stream(stage->stream().device()));
+  }
+  if (!call_.earlier) return;
+  for (const c10::Stream& stream : call_.earlier->result_streams()) {
+    c10::Event arrived(stream.device_type());
+    arrived.record(stream);
+    arrived.block(current_stream(stream.device()));
   }
 }
 

@@ -18,6 +18,7 @@
 
 #include "collective/operation.h"
 #include "torch/group_context.h"
+#include "torch/phase.h"
 #include "torch/tensors.h"
 
 namespace securefabric::torch_room {
@@ -49,6 +50,10 @@ class WorkLedger {
   std::condition_variable none_pending_;
 };
 
+// Closes the phase and waits until its collectives have ended, at the latest until then. Any
+// thread.
+void close_and_wait(Phase& phase, base::Instant until);
+
 // What our works have in common: they end once, with an error or without, and futures tell it.
 class EndingWork : public c10d::Work {
  public:
@@ -56,9 +61,11 @@ class EndingWork : public c10d::Work {
     c10d::OpType type = c10d::OpType::UNKNOWN;
     std::string title;                   // of the profiler event: "securefabric:all_reduce"
     std::vector<at::Tensor> profiled;    // whose shapes the profiler shows
-    std::vector<at::Tensor> results;     // the value of the future, all on one device
+    std::vector<at::Tensor> results;     // the value of the future, all on one device ...
+    size_t results_per_list = 0;         // ... in lists of so many; 0: in one
     uint64_t sequence = 0;               // of the group, for getSequencenumber
     std::shared_ptr<WorkLedger> ledger;  // of the group
+    std::shared_ptr<Phase> phase;        // that this collective belongs to; null for others
   };
   EndingWork(int rank, Facts facts);
 
@@ -83,6 +90,7 @@ class EndingWork : public c10d::Work {
   virtual std::optional<c10::Stream> result_stream() const { return std::nullopt; }
 
  private:
+  c10::IValue future_value() const;
   // Of a completed work: a c10d::WorkResult.
   c10::IValue result_value() const;
   void settle(c10::ivalue::Future& future) const;
@@ -114,6 +122,7 @@ class Work final : public EndingWork {
     std::shared_ptr<const GroupContext> context;  // the group is given up when a wait times out
     std::vector<Part> parts;
     std::vector<CopyBack> copies_back;  // once all operations have succeeded
+    std::shared_ptr<Phase> earlier;     // what a barrier waits for; null for others
   };
   // An operation and whether it could be started is told later, by `expect` and `start`.
   Work(int rank, Facts facts, Call call);

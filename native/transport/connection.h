@@ -143,6 +143,8 @@ class Connection {
   const base::BootId& boot_id() const { return peer_info_.boot_id; }
   // Everything sent has been acknowledged, and nothing waits to be sent.
   bool is_drained() const;
+  // Whether what was sent in one group has arrived.
+  bool is_drained_of(uint64_t group) const { return !is_usable() || sends_.is_drained_of(group); }
   bool was_reached() const { return was_reached_; }
   base::Instant last_heard_at() const { return last_heard_at_; }
   std::vector<PathReport> paths(base::Instant now) const;

@@ -355,6 +355,12 @@ Instant Endpoint::poll_timeout() const {
   return deadlines_.empty() ? Instant::never() : deadlines_.begin()->first;
 }
 
+bool Endpoint::is_drained_of(uint64_t group) const {
+  return std::all_of(peers_.begin(), peers_.end(), [group](const auto& entry) {
+    return entry.second.connection->is_drained_of(group);
+  });
+}
+
 bool Endpoint::is_drained() const {
   for (const auto& [rank, peer] : peers_) {
     if (!peer.connection->is_drained()) return false;

@@ -99,6 +99,8 @@ class Endpoint {
   // Frames other than data that wait for the peer.
   size_t control_frames(base::Rank peer) const;
   bool is_drained() const;
+  // Whether what was sent in one group has arrived.
+  bool is_drained_of(uint64_t group) const;
   const DropCounters& drops() const { return drops_; }
   TrafficCounters traffic() const;
   std::vector<std::pair<base::Rank, std::vector<PathReport>>> paths() const;

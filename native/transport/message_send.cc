@@ -127,6 +127,11 @@ void SendQueue::erase_if(Predicate is_over) {
   serve_waiting();
 }
 
+bool SendQueue::is_drained_of(uint64_t group) const {
+  return std::none_of(messages_.begin(), messages_.end(),
+                      [group](const auto& entry) { return entry.second.key.group == group; });
+}
+
 std::vector<Token> SendQueue::sent_as_a_whole() const {
   std::vector<Token> tokens;
   for (const auto& [token, id] : by_token_) {

@@ -59,6 +59,8 @@ class SendQueue {
   uint64_t sendable_bytes(uint64_t enough) const;
   // True when everything posted was acknowledged.
   bool is_drained() const { return messages_.empty(); }
+  // The same of one group's messages.
+  bool is_drained_of(uint64_t group) const;
   uint64_t resent_bytes() const { return resent_bytes_; }
   uint64_t resent_fragments() const { return resent_fragments_; }
 
