@@ -113,7 +113,7 @@ class RankProcess {
     config.use_gro = settings.use_gro;
     fabric_ = must(
         net::Fabric::make(config, settings.suite, crypto::SecretBuffer::copy_and_wipe(job_secret),
-                          [this](const std::string&, Rank peer) { return look_up(peer); }));
+                          [this](const std::string&, Rank peer, bool) { return look_up(peer); }));
     publish();
     std::vector<Rank> members;
     for (uint32_t i = 0; i < settings.ranks; ++i) members.push_back(Rank{i});
