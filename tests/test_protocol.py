@@ -148,7 +148,7 @@ def test_long_message_to_the_core__is_announced_granted_and_repaired(meeting: Me
     whole = expected.numpy().tobytes()
     signature = SIGNATURE.pack(10, 1, 0, 0, 0, len(whole), meeting.group.tail)
     name = (0, meeting.group.id, 0, len(whole))
-    peer.send(0, DATA.pack(1, 1 | 8, 0, 7, *name, 0) + signature)
+    peer.send(0, DATA.pack(1, 1 | 8 | 0x10, 0, 7, *name, 0) + signature)
     peer.run_until(lambda: bool(peer.grants))
     [(_, channel, slot, group, operation, granted, _)] = peer.grants
     assert (channel, slot, group, operation, granted) == (1, 7, meeting.group.id, 0, len(whole))
@@ -159,7 +159,7 @@ def test_long_message_to_the_core__is_announced_granted_and_repaired(meeting: Me
         sent: dict[tuple[int, int], int] = {}
         for offset in pending:
             fragment = whole[offset : offset + 1360]
-            flags = 8 | (1 if offset == 0 else 0) | (2 if offset == pending[-1] else 0)
+            flags = 8 | 0x10 | (1 if offset == 0 else 0) | (2 if offset == pending[-1] else 0)
             head = DATA.pack(1, flags, len(fragment), 7, *name, offset)
             path_id = offset // 1360 % 2
             number = peer.send(path_id, head + (signature if offset == 0 else b"") + fragment)
@@ -178,7 +178,7 @@ def test_long_message_from_the_core__waits_for_our_grant(meeting: Meeting) -> No
     work = meeting.backend.send([source], 1, 3)
     peer.run_until(lambda: bool(peer.data))
     request = peer.data[0]
-    assert (request.flags & 0xD, request.slot, request.fragment) == (9, 3, b"")
+    assert (request.flags & 0x1D, request.slot, request.fragment) == (0x19, 3, b"")
     assert request.message_length == 150_001
     peer.send(1, GRANT.pack(4, 1, 3, meeting.group.id, 0, 150_001, 0))
     peer.run_until(lambda: not peer.missing[request.message_id])
